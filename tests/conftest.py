@@ -1,0 +1,36 @@
+"""Every test has its own project folder and store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workbench.base.records import Ledger
+from workbench.base.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in [name for name in os.environ if name.startswith("WORKBENCH_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "settings.ini").write_text("[laptop]\n[production]\nlog_format = json\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("WORKBENCH_STORE", str(folder / ".workbench"))
+    monkeypatch.setenv("WORKBENCH_DISPLAY", "quiet")
+    monkeypatch.setenv("WORKBENCH_TRACK", "false")
+    yield folder
+
+
+@pytest.fixture
+def store(project: Path) -> Store:
+    return Store()
+
+
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    return Ledger(store)
