@@ -13,11 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith("WORKBENCH_")]:
         monkeypatch.delenv(name)
-    folder = tmp_path / "project"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("project")
     (folder / "settings.ini").write_text("[laptop]\n[production]\nlog_format = json\n")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WORKBENCH_STORE", str(folder / ".workbench"))

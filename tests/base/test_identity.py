@@ -1,0 +1,70 @@
+"""Identity: what decides a result is in the record, and can be brought back."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from workbench.base.identity import code_identity, environment, notebook_hash
+from workbench.base.store import Store
+
+
+def git(folder: Path, *args: str, data: bytes | None = None) -> str:
+    done = subprocess.run(["git", *args], cwd=folder, input=data, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    git(folder, "config", "user.name", "a")
+    git(folder, "config", "user.email", "a@example.org")
+    (folder / "train.py").write_text("lr = 0.1\n")
+    (folder / "gone.py").write_text("x = 1\n")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "start")
+    return folder
+
+
+def test_a_clean_checkout_has_no_patch(repo: Path, store: Store) -> None:
+    found = code_identity(repo, store)
+    assert found == {"commit": git(repo, "rev-parse", "HEAD"), "patch": "", "note": ""}
+
+
+def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(repo: Path, store: Store, tmp_path) -> None:
+    (repo / "train.py").write_text("lr = 0.9\n")
+    (repo / "gone.py").unlink()
+    (repo / "new.bin").write_bytes(bytes(range(256)))
+    before = (repo / ".git/index").read_bytes(), git(repo, "count-objects")
+    patch = store.get(code_identity(repo, store)["patch"])
+    assert before == ((repo / ".git/index").read_bytes(), git(repo, "count-objects"))
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repo), str(clone))
+    git(clone, "apply", "-", data=patch)
+    assert (clone / "train.py").read_text() == "lr = 0.9\n"
+    assert (clone / "new.bin").read_bytes() == bytes(range(256))
+    assert not (clone / "gone.py").exists()
+
+
+def test_without_git_it_says_so(tmp_path: Path, store: Store) -> None:
+    assert "not a git checkout" in code_identity(tmp_path, store)["note"]
+
+
+def test_the_environment_names_every_distribution() -> None:
+    found = environment()
+    assert found["packages"]["numpy"] and len(found["hash"]) == 64
+
+
+def test_a_notebook_is_its_code(tmp_path: Path) -> None:
+    def hashed(*cells: tuple[str, str]) -> str:
+        made = [{"cell_type": kind, "source": source.splitlines(True), "outputs": []} for kind, source in cells]
+        (tmp_path / "a.ipynb").write_text(json.dumps({"cells": made}))
+        return notebook_hash(tmp_path / "a.ipynb")
+
+    base = hashed(("markdown", "# A"), ("code", "x = 1\n%time x"))
+    assert base == hashed(("markdown", "# B"), ("code", "x = 1\n%time x"))
+    assert base != hashed(("markdown", "# A"), ("code", "x = 2\n%time x"))
+    assert hashed(("code", "x=1")) == hashed(("code", "x = 1  # why"))
