@@ -26,7 +26,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,12 +69,12 @@ class Bundle:
     @cached_property
     def contract(self) -> Contract:
         "What a row must be."
-        return _parse(Contract, self.meta["contract"], "contract")
+        return _parse(Contract.from_json, self.meta["contract"], "contract")
 
     @cached_property
     def recipe(self) -> Recipe:
         "How a row becomes numbers."
-        return _parse(Recipe, self.meta["recipe"], "recipe")
+        return _parse(_fitted_recipe, self.meta["recipe"], "recipe")
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def load(
     meta = _decode(text, folder)
     _check(folder / WEIGHTS, _read(folder / WEIGHTS), meta["files"][WEIGHTS])
     bundle = Bundle(folder, meta, found)
-    bundle.contract, bundle.recipe  # noqa: B018  parsed now: a bundle that cannot be read is refused here
+    _ = bundle.contract, bundle.recipe  # parsed now: what cannot be read is refused before it is used
     return bundle
 
 
@@ -273,9 +273,16 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parse(kind: Any, value: dict[str, Any], what: str) -> Any:
+def _fitted_recipe(value: dict[str, Any]) -> Recipe:
+    recipe = Recipe.from_json(value)
+    if not (recipe.stats and recipe.width and all(size > 0 for size in recipe.sizes)):
+        raise BadInput("the bundle's recipe is not fitted", "recipe = recipe.fit(feed.columns())")
+    return recipe
+
+
+def _parse(read: Callable[[dict[str, Any]], Any], value: dict[str, Any], what: str) -> Any:
     try:
-        return kind.from_json(value)
+        return read(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"the bundle's {what} cannot be read: {error!r}", "was it saved by another release?"

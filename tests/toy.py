@@ -1,0 +1,105 @@
+"""A small importable project for the tests of models: features, a label, nets, the parts of a bundle."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench.data.contract import Column, Contract
+from workbench.data.recipe import Recipe
+
+CARRIERS = ["AA", "DL", "UA", "WN"]
+CONTRACT = Contract(
+    "delays",
+    {
+        "rain": Column("float", ge=0),
+        "wind": Column("float", nullable=True),
+        "carrier": Column("str", max_len=8),
+        "delay": Column("float", role="outcome"),
+    },
+)
+LINEAR = "workbench.models.linear:LinearScorer"
+
+
+def features(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: columns[name] for name in ("rain", "wind", "carrier")}
+
+
+def late(columns: dict[str, np.ndarray]) -> np.ndarray:
+    return (columns["delay"] > 15).astype(np.float32)
+
+
+class Net(nn.Module):
+    "Embeddings and a two-layer net."
+
+    def __init__(self, n_dense: int, sizes: list[int], hidden: int = 96) -> None:
+        super().__init__()
+        self.config = {"n_dense": n_dense, "sizes": sizes, "hidden": hidden}
+        self.n_dense = n_dense
+        self.tables = nn.ModuleList(nn.Embedding(size, 7) for size in sizes)
+        self.norm = nn.BatchNorm1d(n_dense + 7 * len(sizes))
+        width = n_dense + 7 * len(sizes)
+        self.body = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 33), nn.Tanh(), nn.Linear(33, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = x[:, self.n_dense :].long()
+        parts = [x[:, : self.n_dense], *(table(codes[:, i]) for i, table in enumerate(self.tables))]
+        return self.body(self.norm(torch.cat(parts, dim=1))).squeeze(1)
+
+
+class Mixer(Net):
+    "A net whose answer depends on the rest of the batch."
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits - logits.mean()
+
+
+class NotAModel:
+    "Says when somebody makes one."
+
+    made = 0
+
+    def __init__(self, **config: Any) -> None:
+        NotAModel.made += 1
+
+
+def columns(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    wind = rng.normal(10, 4, rows)
+    wind[rng.random(rows) < 0.1] = np.nan
+    carrier = np.array(rng.choice([*CARRIERS, ""], rows), dtype=object)
+    rain = rng.gamma(1.0, 2.0, rows)
+    delay = 10 * rain + 5 * (carrier == "UA") + rng.normal(0, 8, rows) - 5
+    return {"rain": rain, "wind": wind, "carrier": carrier, "delay": delay}
+
+
+def recipe() -> Recipe:
+    return Recipe("toy:features", "toy:late", numeric=("rain", "wind"), categorical=("carrier",)).fit(
+        columns(500)
+    )
+
+
+def linear_parts(slope: float = 1.0, **more: Any) -> dict[str, Any]:
+    made = recipe()
+    weights = {
+        "bias": np.array([-1.0]),
+        "dense": np.array([slope, 0.1, 0.0]),
+        "cat.0": np.linspace(-1, 1, made.sizes[0]),
+    }
+    config = {"n_dense": made.n_dense, "sizes": made.sizes}
+    parts = {"model": LINEAR, "config": config, "weights": weights, "framework": "numpy"}
+    return {**parts, "contract": CONTRACT, "recipe": made, **more}
+
+
+def net_parts(kind: type[Net] = Net, **more: Any) -> dict[str, Any]:
+    made = recipe()
+    torch.manual_seed(0)
+    net = kind(made.n_dense, made.sizes)
+    net(torch.tensor(made.encode(columns(500))))  # running statistics of the batch norm
+    weights = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+    parts = {"model": f"toy:{kind.__name__}", "config": net.config, "weights": weights, "framework": "torch"}
+    return {**parts, "contract": CONTRACT, "recipe": made, **more}
