@@ -137,6 +137,7 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        "Listen, then say so."
         await super().startup(sockets)
         self._on_ready()
 
