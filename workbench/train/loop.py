@@ -18,6 +18,7 @@ __all__ = [
     "batches",
     "deterministic",
     "predict",
+    "weights_of",
     "save_weights",
     "train_loop",
 ]
@@ -194,7 +195,7 @@ def _valid_auc(model: nn.Module, data: Arrays, epoch: int, rank: int, world: int
     return float(auc)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
     "A copy of the weights; clones, so that tied weights can be saved as well."
     return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
 
@@ -231,7 +232,7 @@ def train_loop(
             auc = _valid_auc(model, data, epoch, rank, world)
             waited = 0 if auc > best else waited + 1
             if not waited:
-                best, result.best_epoch, result.best_state = auc, epoch, _state(model)
+                best, result.best_epoch, result.best_state = auc, epoch, weights_of(model)
                 if checkpoint and rank == 0:
                     save_weights(checkpoint, result.best_state, epoch=epoch, auc=auc)
             row = {"epoch": epoch, "loss": loss, "auc": auc, "took_s": time.perf_counter() - begin}
