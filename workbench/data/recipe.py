@@ -70,7 +70,8 @@ def _fit_number(name: str, values: np.ndarray) -> dict[str, Any]:
     if np.isinf(values).any():
         raise BadInput(f"numeric feature '{name}' has infinite values", "mend it in the features function")
     known = values[~np.isnan(values)]
-    mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # said in words below
+        mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
     if not math.isfinite(std):
         raise BadInput(
             f"numeric feature '{name}' is too large to average", "scale it in the features function"
@@ -81,7 +82,8 @@ def _fit_number(name: str, values: np.ndarray) -> dict[str, Any]:
 
 def _scaled(values: np.ndarray, stats: Mapping[str, Any]) -> np.ndarray:
     known = np.isfinite(values)
-    scaled = (np.where(known, values, stats["mean"]) - stats["mean"]) / stats["std"]
+    with np.errstate(over="ignore"):  # cut by the next line
+        scaled = (np.where(known, values, stats["mean"]) - stats["mean"]) / stats["std"]
     return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
 
 # %% ../../notebooks/20_data/30_recipe.ipynb #recipe
