@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import html
-from ..base.errors import BadInput, NotFound
+from ..base.errors import BadInput, GateRefused, NotFound
 from ..base.ledger import Ledger
 from . import bundle as bundles
 from .bundle import Bundle
@@ -130,14 +130,25 @@ class Shelf:
     def _folder(self, name: str, version: int) -> Path:
         return self.ledger.store.path("bundles", name, str(version))
 
-    def set_alias(self, name: str, alias: str, version: int, why: str = "", run: str = "") -> None:
-        "Point `alias` at a version that exists."
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        why: str = "",
+        run: str = "",
+        expected: int | None = None,  # where it must stand for the move to happen, 0 for nowhere
+    ) -> None:
+        "Point `alias` at a version that exists; `GateRefused` when it is not where it is expected."
         if _check_name(alias, "alias").isdigit():
             raise BadInput(f"alias {alias!r} reads like a version", "use a word")
         self._digest(name, version)
         with self.ledger.change() as db:
-            trail = _trail(db, name, alias)
-            _point(db, _change(name, alias, version, trail[-1] if trail else None, why, run))
+            now = (_trail(db, name, alias) or [0])[-1]
+            if expected is not None and now != expected:
+                what = f"{name}@{alias} stands at {now or 'nothing'}, not at {expected or 'nothing'}"
+                raise GateRefused(what, "somebody moved it meanwhile: judge against where it stands")
+            _point(db, _change(name, alias, version, now or None, why, run))
 
     def move_back(self, name: str, alias: str, why: str = "", run: str = "") -> int:
         "Point `alias` at the version it stood at before; returns it, `NotFound` when there was none."
@@ -190,15 +201,26 @@ class Shelf:
     def __str__(self) -> str:
         return f"Shelf of {len(self.names())} models"
 
-    def _repr_html_(self) -> str:
+    def table(self, name: str = "") -> list[dict[str, Any]]:
+        "What is known of each version without reading it, newest first; of one model or of all."
+        sql = "select * from versions where digest<>'' and (?='' or name=?) order by name, version desc"
         rows = []
-        for row in self.ledger.query("select * from versions where digest<>'' order by name, version desc"):
+        for row in self.ledger.query(sql, name, name):
             marks = [
                 alias for alias, version in self.aliases(row["name"]).items() if version == row["version"]
             ]
+            added = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["added_at"]))
+            facts = {
+                "version": f"{row['name']}/{row['version']}",
+                "aliases": ", ".join(marks),
+                "added": added,
+            }
             size = f"{row['size_bytes'] / 1e6:.2f} MB"
-            rows.append({"model": f"{row['name']}/{row['version']}", "aliases": ", ".join(marks)})
-            rows[-1] |= {"size": size, "run": row["run"], "digest": row["digest"][:12]}
+            rows.append({**facts, "size": size, "run": row["run"], "digest": row["digest"][:12]})
+        return rows
+
+    def _repr_html_(self) -> str:
+        rows = self.table()
         return html.card(
             "shelf", html.table(rows), facts={"models": len(self.names()), "versions": len(rows)}
         )
