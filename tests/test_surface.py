@@ -1,0 +1,123 @@
+"""What users import: exact, light, typed, documented, and able to cross processes."""
+
+import inspect
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import workbench
+from workbench.base import errors
+from workbench.base.errors import WorkbenchError
+
+NAMES = [
+    "Bundle", "Column", "Contract", "Engine", "Feed", "Gate", "Recipe", "Rule", "Run", "Shelf", "__version__",
+    "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "load", "measure", "predict",
+    "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "track", "write_parquet",
+]  # fmt: skip
+HEAVY = ("torch", "ray", "pandas", "polars", "papermill", "mlflow", "sklearn", "matplotlib", "fastapi", "pydantic")
+IMPORT_LIMIT_S = 0.2
+
+
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert workbench.__all__ == sorted(NAMES)
+    assert dir(workbench) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(workbench, name) is not None
+    with pytest.raises(AttributeError, match="Feeed"):
+        workbench.Feeed  # noqa: B018
+
+
+def _import(code: str) -> tuple[float, set[str]]:
+    "Seconds that `code` takes in a fresh process (best of 3), and the modules it leaves loaded."
+    program = f"import sys, time; t = time.perf_counter(); {code}; print(time.perf_counter() - t, *sys.modules)"
+    best, loaded = 1e9, set()
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        took, *modules = done.stdout.split()
+        best, loaded = min(best, float(took)), set(modules)
+    return best, loaded
+
+
+def test_importing_costs_nothing_heavy() -> None:
+    took_s, loaded = _import("import workbench")
+    assert loaded.isdisjoint(HEAVY)
+    assert took_s < IMPORT_LIMIT_S
+
+
+def test_a_heavy_import_is_found() -> None:
+    took_s, loaded = _import("import workbench, pandas")
+    assert not loaded.isdisjoint(HEAVY) and took_s > IMPORT_LIMIT_S / 4
+
+
+def _problems(thing: Callable[..., Any]) -> list[str]:
+    "What a public callable lacks: a docstring, types."
+    bad = [] if inspect.getdoc(thing) else ["docstring"]
+    signature = inspect.signature(thing.__init__ if inspect.isclass(thing) else thing)
+    for name, parameter in signature.parameters.items():
+        if name != "self" and parameter.annotation is inspect.Parameter.empty:
+            bad.append(f"type of {name}")
+    untyped = not inspect.isclass(thing) and signature.return_annotation is inspect.Signature.empty
+    return bad + (["return type"] if untyped else [])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if callable(getattr(workbench, n))])
+def test_every_public_callable_is_documented_and_typed(name: str) -> None:
+    assert _problems(getattr(workbench, name)) == []
+
+
+def test_a_callable_without_types_or_docstring_is_found() -> None:
+    def bare(a, b: int = 1):
+        return a
+
+    assert _problems(bare) == ["docstring", "type of a", "return type"]
+
+
+def _errors() -> list[type[WorkbenchError]]:
+    found = [v for v in vars(errors).values() if inspect.isclass(v) and issubclass(v, WorkbenchError)]
+    assert len(found) > 10
+    return found
+
+
+@pytest.mark.parametrize("kind", _errors())
+def test_every_public_error_pickles(kind: type[WorkbenchError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("what", "hint")))
+    assert (type(copy), copy.what, copy.hint) == (kind, "what", "hint")
+
+
+def test_an_error_that_does_not_pickle_is_found() -> None:
+    class Keyword(WorkbenchError):
+        def __init__(self, *, what: str) -> None:
+            super().__init__(what)
+
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        pickle.loads(pickle.dumps(Keyword(what="x")))
+
+
+def test_a_light_core_says_which_extra_is_missing() -> None:
+    "With the heavy libraries hidden, each public verb names the pip command instead of a bare ImportError."
+    program = """
+    import sys
+    for name in ("polars", "pandera", "torch", "fastapi", "papermill", "sklearn", "ray"):
+        sys.modules[name] = None
+    import workbench as wb
+    from workbench.base.errors import MissingExtra
+    contract = wb.Contract("x", {"a": wb.Column("int")})
+    for verb in (lambda: wb.Feed("x.parquet", contract), lambda: wb.fit, lambda: wb.fit_baseline, lambda: wb.serve):
+        try:
+            verb()
+            print("ran")
+        except MissingExtra as error:
+            print(error.hint)
+        except ImportError as error:
+            print("bare", error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'workbench[data]'" in done.stdout
+    assert "bare" not in done.stdout, done.stdout
