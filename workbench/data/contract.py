@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["int", "float", "str", "bool", "datetime"]
 Role = Literal["input", "outcome", "key"]
+_INT, _FLOAT = (int, np.integer), (float, np.floating)
 MAX_INT = 2**53  # the last integer that JSON and float64 both carry exactly
 
 # %% ../../notebooks/20_data/10_contract.ipynb #readers
@@ -53,7 +53,7 @@ def moment(value: Any) -> datetime:
 
 
 def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, _INT):
         raise ValueError("is not an integer")
     if abs(int(value)) > MAX_INT:
         raise ValueError("is over 2**53, which JSON does not carry exactly")
@@ -61,9 +61,9 @@ def _read_int(value: Any) -> int:
 
 
 def _read_float(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (*_INT, *_FLOAT)):
         raise ValueError("is not a number")
-    if isinstance(value, Integral):
+    if isinstance(value, _INT):
         return float(_read_int(value))
     if not math.isfinite(value):
         raise ValueError("is not finite")
@@ -395,9 +395,9 @@ def _short(value: Any) -> str:
     "A value in a message: never long, and never a walk through something deep."
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
-    if isinstance(value, Integral) and abs(int(value)) > 10**20:
+    if isinstance(value, _INT) and abs(int(value)) > 10**20:
         return "(an integer of more than 20 digits)"
-    plain = value is None or isinstance(value, Integral | Real | datetime)
+    plain = value is None or isinstance(value, (*_INT, *_FLOAT, np.bool_, datetime))
     return repr(value) if plain else f"({type(value).__name__})"
 
 # %% ../../notebooks/20_data/10_contract.ipynb #json-schema

@@ -243,4 +243,5 @@ def _svg(figure: "Figure") -> str:
     buffer = io.StringIO()
     with need("matplotlib", extra="lab").rc_context({"svg.fonttype": "none", "svg.hashsalt": "workbench"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("?>\n")[2].partition('.dtd">\n')[2]
+    picture = buffer.getvalue()
+    return "<svg style='max-width:100%;height:auto'" + picture[picture.index("<svg") + 4 :]
