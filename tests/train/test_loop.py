@@ -40,14 +40,6 @@ def made(rows: int = 3_000, seed: int = 0) -> Arrays:
     return Arrays.of(x[:cut], y[:cut], x[cut:], y[cut:])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(config: LoopConfig, data: Arrays | None = None, **how: Any) -> tuple[nn.Module, Any]:
     with deterministic(config.seed):
         model = Net()

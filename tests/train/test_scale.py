@@ -218,29 +218,36 @@ def test_trouble_in_a_worker_is_told_and_a_ray_that_was_there_stays(net: Any, tm
 
 
 DRIVER = """
-import sys, time, signal
+import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {project!r}]
 import test_scale as t
 import user_net
-model = user_net.Net(8)
-begin = lambda row: print("epoch", flush=True)
-t.scale_loop(model, t.made(), t.LoopConfig(epochs=10**6, batch_size=64), begin,
-             path="user_net:Net", workers=2, folder=Path({folder!r}))
+print("starting", flush=True)
+t.scale_loop(user_net.Net(8), t.made(), t.LoopConfig(epochs=10**6, batch_size=64),
+             lambda row: print("epoch", flush=True), path="user_net:Net", workers=2, folder=Path({folder!r}))
 """
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_every_process(net: Any, project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("line", "wait_s"), [("starting", 4), ("epoch", 0)])
+def test_ctrl_c_ends_every_process(net: Any, project: Path, tmp_path: Path, line: str, wait_s: float) -> None:
     before = set(map(str, Path("/tmp").glob("wb-*")))
     code = DRIVER.format(tests=str(Path(__file__).parent), project=str(project), folder=str(tmp_path / "w"))
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True,
-        stderr=(tmp_path / "err").open("w"),
-    )  # fmt: skip
-    assert driver.stdout is not None
-    with driver.stdout:
-        assert driver.stdout.readline() == "epoch\n", (tmp_path / "err").read_text()
+    with (
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+            start_new_session=True,
+        ) as driver,
+    ):
+        assert driver.stdout is not None
+        while (found := driver.stdout.readline().strip()) != line:
+            assert found, (tmp_path / "err").read_text()
+        time.sleep(wait_s)  # 4 s after the start Ray is half up
         os.killpg(driver.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
         assert driver.wait(30) != 0
     assert "KeyboardInterrupt" in (tmp_path / "err").read_text()
