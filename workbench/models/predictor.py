@@ -105,6 +105,7 @@ def torch_score(
     import torch
 
     def score(tile: np.ndarray) -> np.ndarray:
+        "Probabilities of a tile; the caller's thread setting is put back."
         threads = torch.get_num_threads()
         if threads != 1:
             torch.set_num_threads(1)

@@ -1,0 +1,113 @@
+"""What is measured is the artefact: its answers, its time, its size, its slices."""
+
+import json
+import math
+import pickle
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+import toy
+
+from workbench.base.errors import BadInput, Corrupt
+from workbench.base.records import runs
+from workbench.data.feed import Feed, write_parquet
+from workbench.models.bundle import WEIGHTS
+from workbench.models.shelf import Shelf
+from workbench.release.evidence import measure
+from workbench.serve.engine import Engine
+from workbench.train.metrics import score
+
+
+@pytest.mark.parametrize("parts", [toy.linear_parts, toy.net_parts])
+def test_it_measures_the_bundle(shelf: Shelf, feed: Feed, parts) -> None:
+    bundle = shelf.add("delays", **parts())
+    found = measure(bundle, feed, calls=120, ledger=shelf.ledger)
+    columns = feed.columns()
+    wanted = score(bundle.recipe.labels(columns), bundle.predictor()(columns))
+    assert found.metrics == wanted and found.rows == 1200 == wanted["rows"]
+    assert (found.ref, found.digest, found.fingerprint) == ("delays/1", bundle.digest, feed.fingerprint)
+    assert found.serving_skew == 0.0
+    assert 0 < found.latency_p50_ms <= found.latency_p99_ms < 1000
+    assert found.size_mb == bundle.size_bytes / 1e6
+    assert {row["slice"] for row in found.slices} == {"carrier"}
+    assert all(type(row["group"]) is str for row in found.slices)
+
+
+def test_it_is_a_recorded_run(shelf: Shelf, feed: Feed) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    found = measure(bundle, feed, calls=10, ledger=shelf.ledger)
+    run = runs(shelf.ledger, kind="measure")[0]
+    assert run.id == found.run and run.status == "succeeded" and run.identity["data"] == feed.fingerprint
+    assert run.params["digest"] == bundle.digest and run.metrics["auc"] == found.metrics["auc"]
+    assert [check.status for check in runs(shelf.ledger, kind="check", parent=run.id)] == ["succeeded"]
+
+
+def test_latency_is_of_the_artefact(shelf: Shelf, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+
+    def slow(columns: dict) -> dict:
+        time.sleep(0.004)
+        return {name: columns[name] for name in ("rain", "wind", "carrier")}
+
+    monkeypatch.setattr(toy, "features", slow)
+    assert measure(bundle, feed, calls=20, ledger=shelf.ledger).latency_p50_ms >= 4
+
+
+def test_features_that_look_at_other_rows_show_as_skew(
+    shelf: Shelf, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+
+    def nosy(columns: dict) -> dict:
+        found = {name: columns[name] for name in ("rain", "wind", "carrier")}
+        return {**found, "rain": found["rain"] - found["rain"].mean()}
+
+    monkeypatch.setattr(toy, "features", nosy)
+    assert measure(bundle, feed, calls=50, ledger=shelf.ledger).serving_skew > 0.01
+
+
+def test_damaged_weights_are_not_measured(shelf: Shelf, feed: Feed) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    data = bytearray((bundle.path / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (bundle.path / WEIGHTS).write_bytes(data)
+    with pytest.raises(Corrupt):
+        measure(bundle, feed, ledger=shelf.ledger)
+    assert runs(shelf.ledger, kind="measure")[0].status == "failed"
+
+
+def test_slices_asked_for(shelf: Shelf, feed: Feed) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    assert measure(bundle, feed, by=(), calls=5, ledger=shelf.ledger).slices == []
+    found = measure(bundle, feed, by=["carrier"], calls=5, ledger=shelf.ledger).slices
+    assert {row["group"] for row in found} == {*toy.CARRIERS, "(missing)"}
+    with pytest.raises(BadInput, match="carier") as caught:
+        measure(bundle, feed, by=["carier"], ledger=shelf.ledger)
+    assert "carrier" in caught.value.hint
+
+
+def test_fewer_rows_than_calls_and_one_class_only(shelf: Shelf, project) -> None:
+    frame = pl.DataFrame(
+        {"rain": [0.5, 1.0], "wind": [1.0, None], "carrier": ["AA", ""], "delay": [1.0, 2.0]}
+    )
+    feed = Feed(write_parquet(project / "two.parquet", frame), toy.CONTRACT)
+    found = measure(shelf.add("delays", **toy.linear_parts()), feed, calls=7, ledger=shelf.ledger)
+    assert math.isnan(found.metrics["auc"]) and found.rows == 2 and found.serving_skew == 0.0
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["metrics"]["auc"] is None
+
+
+def test_it_is_plain_data_that_shows_itself_escaped(evidence) -> None:
+    found = evidence(by={"<script>": (0.6, 900)})
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert "<script>" not in found._repr_html_() and "0.71" in str(found) and "\n" not in str(found)
+
+
+def test_the_service_and_the_batch_agree_to_the_last_bit(shelf: Shelf, feed: Feed) -> None:
+    bundle = shelf.add("delays", **toy.net_parts())
+    rows = feed.rows().select(bundle.contract.inputs).head(64).to_dicts()
+    engine, columns = Engine(bundle, shelf.ledger), feed.columns()
+    batch = bundle.predictor()({name: values[:64] for name, values in columns.items()})
+    alone = np.array([engine.predict(row)["prediction"] for row in rows], dtype=np.float32)
+    assert alone.tobytes() == batch.tobytes()

@@ -1,0 +1,134 @@
+"""Verdicts follow from evidence alone."""
+
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from workbench.base.errors import BadInput
+from workbench.release.gates import Gate, default_gates, judge, measures, right_size
+
+
+def failed(verdict) -> list[str]:
+    return [row["gate"] for row in verdict.failed]
+
+
+def test_what_is_better_passes(evidence) -> None:
+    verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
+    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 8 gates passed"
+    assert {row["gate"] for row in verdict.rows} == set(measures())
+
+
+@pytest.mark.parametrize(
+    ("figures", "gate"),
+    [
+        ({"auc": 0.59}, "auc"),
+        ({"auc": 0.699}, "auc_over_baseline"),
+        ({"auc": 0.706}, "auc_over_champion"),
+        ({"brier": 0.156}, "brier_over_baseline"),
+        ({"latency_p99_ms": 20.01}, "latency_p99_ms"),
+        ({"latency_p99_ms": math.nan}, "latency_p99_ms"),
+        ({"size_mb": 201.0}, "size_mb"),
+        ({"serving_skew": 1e-9}, "serving_skew"),
+        ({"auc": math.nan}, "auc"),
+        ({"by": {"UA": (0.6, 900), "HA": (0.69, 900)}}, "worst_slice"),
+    ],
+)
+def test_each_gate_holds(evidence, figures: dict, gate: str) -> None:
+    before = {"UA": (0.70, 900), "HA": (0.70, 900)}
+    baseline, champion = evidence("flights/1", 0.70, by=before), evidence("flights/2", 0.71, by=before)
+    verdict = judge(evidence("flights/3", **figures), baseline=baseline, champion=champion)
+    assert not verdict.passed and gate in failed(verdict) and gate in verdict.why
+
+
+@pytest.mark.parametrize(("direction", "limit"), [(">=", 0.71), ("<=", 0.71)])
+def test_a_limit_that_is_met_exactly_passes(evidence, direction, limit: float) -> None:
+    gate = Gate("auc", limit, direction, "because")
+    assert judge(evidence(auc=0.71), baseline=evidence(), champion=None, gates=[gate]).passed
+
+
+def test_small_slices_do_not_count_and_new_ones_have_nothing_to_lose(evidence) -> None:
+    before = evidence("flights/1", 0.70, by={"UA": (0.70, 900), "HA": (0.70, 499)})
+    after = evidence(auc=0.71, by={"UA": (0.71, 900), "HA": (0.10, 499), "YV": (0.10, 900)})
+    assert judge(after, baseline=before, champion=None).passed
+    bigger = evidence(auc=0.71, by={"HA": (0.10, 500)})
+    verdict = judge(bigger, baseline=before, champion=None)
+    assert failed(verdict) == ["worst_slice"] and "carrier HA" in verdict.why
+
+
+def test_without_a_champion_slices_are_compared_with_the_baseline(evidence) -> None:
+    baseline = evidence("flights/1", 0.70, by={"UA": (0.75, 900)})
+    champion = evidence("flights/2", 0.70, by={"UA": (0.66, 900)})
+    new = evidence("flights/3", 0.71, by={"UA": (0.66, 900)})
+    assert failed(judge(new, baseline=baseline, champion=None)) == ["worst_slice"]
+    assert judge(new, baseline=baseline, champion=champion).passed
+
+
+def test_evidence_of_other_rows_is_refused(evidence) -> None:
+    august = evidence("flights/1", fingerprint="august")
+    with pytest.raises(BadInput, match="different rows"):
+        judge(evidence(), baseline=august, champion=None)
+    with pytest.raises(BadInput, match="different rows"):
+        judge(evidence(), baseline=evidence("flights/1"), champion=august)
+    with pytest.raises(BadInput, match="different rows"):
+        right_size(evidence(), august)
+
+
+def test_a_verdict_is_repeatable_plain_and_picklable(evidence) -> None:
+    given = {"baseline": evidence("flights/1", 0.69), "champion": evidence("flights/2", 0.70)}
+    verdict = judge(evidence("flights/3"), **given)
+    assert verdict == judge(evidence("flights/3"), **given) == pickle.loads(pickle.dumps(verdict))
+    assert json.loads(json.dumps(verdict.to_json()))["champion"] == "digest of flights/2"
+    assert pickle.loads(pickle.dumps(default_gates())) == default_gates()
+
+
+def test_gates_that_are_none(evidence) -> None:
+    with pytest.raises(BadInput, match="no gate"):
+        judge(evidence(), baseline=evidence(), champion=None, gates=[])
+    with pytest.raises(BadInput, match="acu") as caught:
+        Gate("acu", 0.6, ">=", "typo")
+    assert "auc" in caught.value.hint
+    for direction, limit in ((">", 0.5), (">=", math.nan)):
+        with pytest.raises(BadInput):
+            Gate("auc", limit, direction, "because")
+    with pytest.raises(BadInput, match="p99"):
+        default_gates(p99=3)
+
+
+def test_limits_change_by_name() -> None:
+    limits = {gate.name: gate.limit for gate in default_gates(latency_p99_ms=5, auc=0.7)}
+    assert (limits["latency_p99_ms"], limits["auc"], limits["size_mb"]) == (5, 0.7, 200.0)
+
+
+@pytest.mark.parametrize(
+    ("net", "margin", "winner"),
+    [
+        (0.72, 0.005, "net"),
+        (0.7051, 0.005, "net"),
+        (0.704, 0.005, "baseline"),
+        (0.70, 0.005, "baseline"),
+        (0.60, 0.005, "baseline"),
+        (math.nan, 0.005, "baseline"),
+        (0.7001, 0.0, "net"),
+        (0.70, 0.0, "baseline"),
+    ],
+)
+def test_right_size(evidence, net: float, margin: float, winner: str) -> None:
+    small = evidence("flights/1", 0.70)
+    choice = right_size(evidence("flights/2", net), small, margin)
+    assert choice.winner == winner and choice.evidence.ref == (
+        "flights/2" if winner == "net" else "flights/1"
+    )
+    assert "0.7" in choice.why and pickle.loads(pickle.dumps(choice)).winner == winner
+
+
+def test_it_shows_itself_escaped(evidence) -> None:
+    bad = evidence("<b>x</b>", 0.5)
+    verdict = judge(bad, baseline=evidence("flights/1", 0.7), champion=None)
+    choice = right_size(bad, replace(bad, ref="<i>"))
+    for noun in (verdict, choice):
+        shown = noun._repr_html_()
+        assert "<b>x</b>" not in shown and "<i>" not in shown and "\n" not in str(noun)
+    assert "refused" in str(verdict)
