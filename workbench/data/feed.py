@@ -64,7 +64,7 @@ def _digest(path: Path) -> str:
 # %% ../../notebooks/20_data/20_feed.ipynb #expression
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _ACROSS_ROWS = re.compile(
-    r"\b(over|avg|sum|min|max|count|first|last|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|\w+_agg|bool_\w+)\s*\(",
+    r"\bselect\b|\b(over|avg|sum|min|max|count|first|last|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|\w+_agg|bool_\w+)\s*\(",
     re.IGNORECASE,
 )
 
@@ -77,9 +77,7 @@ def _expression(what: str, sql: str) -> "polars.Expr":
     except pl.exceptions.PolarsError as error:
         raise BadFeed(f"{what} {sql!r}: {error}", "write it as SQL, e.g. month <= 9") from None
     if _ACROSS_ROWS.search(_QUOTED.sub("x", sql)) or not found.meta.root_names():
-        raise BadFeed(
-            f"{what} {sql!r} is not about one row", "compare columns of the row, without aggregates"
-        )
+        raise BadFeed(f"{what} {sql!r} is not about one row", "compare columns of the row, nothing else")
     return found
 
 
