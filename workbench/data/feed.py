@@ -159,6 +159,7 @@ class _Batch:
     misfits: dict[str, "polars.Series"]
 
     def keep(self, mask: "polars.Series") -> "_Batch":
+        "The rows where `mask` is true."
         misfits = {name: found.filter(mask) for name, found in self.misfits.items()}
         kept = {name: found for name, found in misfits.items() if found.any()}
         number = self.number.filter(mask)
@@ -238,6 +239,7 @@ class _Tally:
     quarantine: list["polars.DataFrame"] = field(default_factory=list)
 
     def add(self, batch: _Batch, refusals: list[_Refusal], contract: Contract, run: str) -> None:
+        "Count a judged batch: its rows are accepted or quarantined."
         bad = _any([refusal.mask for refusal in refusals], batch.frame.height)
         self.rows += batch.frame.height
         self.refused += int(bad.sum())
