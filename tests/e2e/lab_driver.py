@@ -122,6 +122,9 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(left, timeout=5)
 
 
+_CODE_CELLS = "Array.from(panel.content.model.cells).filter(cell => cell.type === 'code')"
+
+
 class Notebook:
     "A notebook open in the browser."
 
@@ -143,16 +146,18 @@ class Notebook:
 
     def run_all(self) -> None:
         "Run > Run All Cells."
+        counts = f"{_CODE_CELLS}.map(cell => cell.executionCount)"
+        before = self.ask(counts)
         self.menu("Run", "Run All Cells")
-        wait_for(lambda: self.busy() or self.ran(), 10, "the first cell's start")
+        wait_for(lambda: not self.ran() or self.ask(counts) != before, 20, "the first cell's start")
 
     def busy(self) -> bool:
         "Whether the kernel works."
         return self.ask("panel.context.sessionContext.session?.kernel?.status") != "idle"
 
     def ran(self) -> bool:
-        "Whether no code cell waits for its turn."
-        return self.ask("!Array.from(panel.content.model.cells).some(c => c.executionState === 'running')")
+        "Whether no code cell runs or waits for its turn."
+        return self.ask(f"{_CODE_CELLS}.every(cell => cell.executionState !== 'running')")
 
     def wait_idle(self, timeout_s: float = 120) -> None:
         "Wait until the kernel has nothing left to do."
@@ -160,8 +165,7 @@ class Notebook:
 
     def outputs(self, cell: int = -1) -> list[dict[str, Any]]:
         "The outputs of a code cell (the last one unless told), as they would be saved."
-        cells = "Array.from(panel.content.model.cells).filter(c => c.type === 'code')"
-        return self.ask(f"{cells}.at({cell}).outputs.toJSON()")
+        return self.ask(f"{_CODE_CELLS}.at({cell}).outputs.toJSON()")
 
     def text(self, cell: int = -1) -> str:
         "What a code cell shows, as text: streams, plain reprs and errors."

@@ -70,7 +70,8 @@ def test_a_second_press_interrupts_a_step_that_hangs(
 ) -> None:
     notebook = open_notebook(write(lab, "hang.ipynb", SETUP, HANG))
     notebook.run_all()
-    press(page, "Stop")
+    page.get_by_role("button", name="Stop", exact=True).dblclick()  # a double click is one press
+    page.wait_for_timeout(700)
     pressed_at = press(page, "Stop now")
     notebook.wait_idle(20)
     assert float(notebook.text().split()[-1]) - pressed_at < 1

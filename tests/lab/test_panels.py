@@ -11,7 +11,7 @@ from jupyter_client.manager import start_new_kernel
 
 from workbench.base.errors import Stopped
 from workbench.base.progress import State, Tracker, track
-from workbench.lab.panels import StopButton, card, curve, duration, line
+from workbench.lab.panels import DOUBLE_CLICK_S, StopButton, card, curve, duration, line
 
 NASTY = "<script>alert(1)</script>'\"&"
 
@@ -125,6 +125,7 @@ def test_outside_the_main_thread_a_second_press_only_asks(panel: None) -> None:
         try:
             with track("fit") as tracker:
                 tracker.display.button.press()
+                time.sleep(DOUBLE_CLICK_S + 0.1)
                 tracker.display.button.press()
                 tracker.advance()
         except Stopped:
@@ -263,6 +264,8 @@ def test_a_second_press_interrupts_a_step_that_hangs(kernel: Kernel) -> None:
     comm_id = cell.button()
     kernel.press(comm_id)
     cell.read_until(lambda message: "Stop now" in str(message["content"]))
+    kernel.press(comm_id)  # a double click, which interrupts nothing
+    time.sleep(DOUBLE_CLICK_S + 0.1)
     kernel.press(comm_id)
     pressed_at = time.monotonic()
     messages = cell.finish()

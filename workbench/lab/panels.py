@@ -12,6 +12,7 @@
 __all__ = [
     "CLOCK_EVERY_S",
     "CURVE_POINTS",
+    "DOUBLE_CLICK_S",
     "DirectComm",
     "StopButton",
     "duration",
@@ -42,6 +43,7 @@ from ..base.progress import UPDATE_EVERY_S, State, Tracker
 
 CLOCK_EVERY_S = 1.0  # redraw without news: the clock of a long step goes on
 CURVE_POINTS = 66  # a small picture holds no more
+DOUBLE_CLICK_S = 0.5  # two presses closer than this are one
 
 
 # %% ../../notebooks/90_lab/10_panels.ipynb #direct-comm
@@ -67,6 +69,7 @@ class StopButton(Button):
     def __init__(self, tracker: Tracker) -> None:
         self.tracker, self.news, self.lock = tracker, threading.Event(), threading.Lock()
         self.on_main = threading.current_thread() is threading.main_thread()
+        self.asked_at = -math.inf
         layout = Layout(width="92px", flex="0 0 auto", margin="12px 0 0 -106px")
         super().__init__(description="Stop", tooltip="Stop at the next step", layout=layout)
         self.on_click(StopButton.press)
@@ -81,12 +84,14 @@ class StopButton(Button):
         with self.lock:
             if self.tracker.state.outcome:
                 return
-            if self.tracker.stop_requested and self.on_main:
+            if not self.tracker.stop_requested:
+                self.asked_at = time.monotonic()
+                self.tracker.stop()
+                self.description, self.button_style = "Stop now", "danger"
+                self.tooltip = "Interrupt the step"
+                self.news.set()
+            elif self.on_main and time.monotonic() - self.asked_at >= DOUBLE_CLICK_S:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            self.tracker.stop()
-            self.description, self.button_style = "Stop now", "danger"
-            self.tooltip = "Interrupt the step"
-            self.news.set()
 
 
 # %% ../../notebooks/90_lab/10_panels.ipynb #duration
@@ -163,15 +168,17 @@ def _counted(state: State) -> str:
     return f"{state.done:,}{of} {state.unit}" if state.total or state.done else ""
 
 
+_STRIPES = "repeating-linear-gradient(-45deg,#8882 0 8px,#8885 8px 16px)"  # going on, nobody knows how long
+
+
 def _bar(state: State) -> str:
-    tone = _TONES.get(state.outcome, "var(--jp-brand-color1,#3b82f6)")
-    known = state.total is not None or state.outcome == "done"
-    share = state.share if state.total else float(state.outcome == "done")
-    value = f" aria-valuenow='{share * 100:.0f}'" if known else ""
+    running = "var(--jp-brand-color1,#3b82f6)" if state.total is not None else _STRIPES
+    width = state.share * 100 if state.total is not None else 100.0
+    value = f" aria-valuenow='{width:.0f}'" if state.total is not None else ""
     return (
         f"<div role='progressbar' aria-label='{show(state.what)}' aria-valuemin='0' aria-valuemax='100'{value} "
         "style='height:6px;border-radius:3px;background:#8883;overflow:hidden;margin:5px 0 1px'>"
-        f"<div style='height:6px;border-radius:3px;background:{tone};width:{share * 100:.1f}%'></div></div>"
+        f"<div style='height:6px;background:{_TONES.get(state.outcome, running)};width:{width:.1f}%'></div></div>"
     )
 
 
