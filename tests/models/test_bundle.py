@@ -263,3 +263,17 @@ def test_it_shows_itself_escaped(tmp_path: Path) -> None:
     bundle = bundles.save(tmp_path / "b", **toy.linear_parts(lineage={"note": "<script>alert(1)</script>"}))
     assert "<script>" not in bundle._repr_html_() and "&lt;script&gt;" in bundle._repr_html_()
     assert "LinearScorer" in str(bundle) and "\n" not in str(bundle)
+
+
+@pytest.mark.parametrize("key", ["model", "features", "label"])
+def test_a_module_that_does_not_define_the_name_is_not_imported(
+    saved: bundles.Bundle, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "code-ran"
+    (tmp_path / "bystander.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nModel = dict\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "bystander:Model"
+    rewrite(saved.path, lambda m: m.update(model=path) if key == "model" else m["recipe"].update({key: path}))
+    with pytest.raises(BadInput, match="does not define"):
+        bundles.load(saved.path).predictor()
+    assert not mark.exists()
