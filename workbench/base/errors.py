@@ -142,6 +142,10 @@ class Stopped(WorkbenchError):
 
     exit_code = 130
 
+    def _render_traceback_(self) -> list[str]:
+        "What a notebook shows: the user knows why it ended, a stack trace would only frighten."
+        return [f"Stopped: {self}"]
+
 
 # %% ../../notebooks/00_base/10_errors.ipynb #need
 def need(

@@ -113,8 +113,11 @@ class Run:
         return [(row["step"], row["value"]) for row in self.ledger.query(sql, self.id, name)]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{k}={html.show(v)}" for k, v in self.metrics.items() if not isinstance(v, dict))
+        flat = {k: html.plain(v) for k, v in self.metrics.items() if not isinstance(v, dict | list)}
+        shown = ", ".join(f"{k}={v}" for k, v in flat.items() if len(v) <= 32)
         return f"Run {self.id} {self.kind} {self.name}: {self.status} in {self.wall_s:.1f} s {shown}".rstrip()
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         tone = {"succeeded": "good", "running": "", "skipped": ""}.get(self.status, "bad")
@@ -126,7 +129,9 @@ class Run:
             "commit": (code.get("commit", "")[:8] or "none") + (" + patch" if code.get("patch") else ""),
         }
         pairs = {**self.params, **self.metrics}
-        flat = [{"name": k, "value": v} for k, v in pairs.items() if not isinstance(v, dict | list)]
+        flat = [
+            {"name": k, "value": html.plain(v)} for k, v in pairs.items() if not isinstance(v, dict | list)
+        ]
         error = f"<pre>{html.show(self.error)}</pre>" if self.error else ""
         title = f"{self.kind} {self.name}"
         return html.card(title, html.badge(self.status, tone), error, html.table(flat), facts=facts)

@@ -52,7 +52,8 @@ def free_port() -> int:
 def service(model: str) -> Iterator[int]:
     "Serve `model` on loopback until the block ends; gives the port. Raises `Unavailable` with what it said."
     port = free_port()
-    command = [sys.executable, "-m", "workbench.cli.cli", "serve", model, "--port", str(port)]
+    code = "from workbench.cli.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", model, "--port", str(port)]
     log = Store().path("service.log")
     with log.open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=_die_with_parent)

@@ -79,8 +79,8 @@ def _data_lines(page: Page) -> list[str]:
         "",
         "Flights: will it arrive more than 15 minutes late? (asked at the scheduled departure)",
         "",
-        f"  rows          {data['rows']:,} checked, {data['quarantined']:,} quarantined ({rules});"
-        f" weather: {data['weather_quarantined']:,} quarantined",
+        f"  rows          {data['rows']:,} checked, {data['quarantined']:,} quarantined: {rules}",
+        f"  weather       {data['weather_quarantined']:,} row quarantined: a wind no instrument can have measured",
     ]
 
 
@@ -98,8 +98,12 @@ def _model_lines(page: Page) -> list[str]:
     lines += ["", f"  gates         {'passed' if verdict['passed'] else 'REFUSED'}"]
     for row in verdict["rows"]:
         mark = "ok " if row["passed"] else "NO "
-        lines.append(f"    {mark} {row['gate']:28} {html.show(row['value']):>10}  {row['limit']}")
-    return [*lines, f"  promoted      {trained['promoted']}: {trained['why']}"]
+        lines.append(f"    {mark} {row['gate']:28} {html.plain(row['value']):>10}  {row['limit']}")
+    return [
+        *lines,
+        f"  promoted      {trained['promoted']}, the {trained['chosen']}",
+        f"  because       {trained['why']}",
+    ]
 
 
 def _service_lines(page: Page) -> list[str]:

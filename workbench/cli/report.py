@@ -90,7 +90,7 @@ def write_report(path: Path, text: str, jobs: dict[str, Run], replies: Replies) 
     evidence = trained["evidence"]
     names = ("gate", "value", "limit", "passed", "how")
     parts = [
-        f"<pre style='background:#f6f8fa;padding:1em;overflow:auto'>{html.show(text)}</pre>",
+        f"<pre style='background:#f6f8fa;padding:1em;white-space:pre-wrap'>{html.show(text)}</pre>",
         "<h2>Training</h2>" + learning(trained["history"], trained["baseline_valid_auc"]),
         "<h2>Gates</h2>" + html.table(trained["verdict"]["rows"], names),
         "<h2>Slices</h2>" + slices(evidence, "carrier") + slices(evidence, "origin"),
