@@ -167,5 +167,5 @@ def test_two_workers_learn_the_same_and_say_so(world: SimpleNamespace, watched: 
     assert shown(watched).last[:3] == ("train", 8 * 1_800, 8 * 1_800)
     assert (there.run.folder / "checkpoint.safetensors").exists()
     assert not (there.run.folder / "ray").exists()
-    assert scale.started_in(Path("/tmp")) == {}
+    assert not [name for name in Path("/tmp").glob("wb-*") if scale.started_in(name)]
     assert there.bundle().predictor()(world.valid.columns()).shape == (600,)

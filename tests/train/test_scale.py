@@ -210,7 +210,7 @@ def test_trouble_in_a_worker_is_told_and_a_ray_that_was_there_stays(net: Any, tm
         with pytest.raises(Stopped, match="pressed"):
             how = {"path": model_path(model), "workers": 2, "folder": tmp_path / "stop"}
             scale_loop(model, made(), LoopConfig(epochs=100_000, batch_size=64), stop, **how)
-        assert time.monotonic() - stopped_after[0] < 8
+        assert time.monotonic() - stopped_after[0] < 20
         assert ray.is_initialized(), "a Ray that was there before the fit is left running"
         with session(1) as ours:
             assert not ours
@@ -230,8 +230,13 @@ t.scale_loop(user_net.Net(8), t.made(), t.LoopConfig(epochs=10**6, batch_size=64
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("line", "wait_s"), [("starting", 4), ("epoch", 0)])
-def test_ctrl_c_ends_every_process(net: Any, project: Path, tmp_path: Path, line: str, wait_s: float) -> None:
+@pytest.mark.parametrize(
+    ("line", "wait_s", "by"),
+    [("starting", 4, signal.SIGINT), ("epoch", 0, signal.SIGINT), ("starting", 8, signal.SIGKILL)],
+)
+def test_the_end_of_the_driver_ends_every_process(
+    net: Any, project: Path, tmp_path: Path, line: str, wait_s: float, by: signal.Signals
+) -> None:
     before = set(map(str, Path("/tmp").glob("wb-*")))
     code = DRIVER.format(tests=str(Path(__file__).parent), project=str(project), folder=str(tmp_path / "w"))
     with (
@@ -247,8 +252,15 @@ def test_ctrl_c_ends_every_process(net: Any, project: Path, tmp_path: Path, line
         assert driver.stdout is not None
         while (found := driver.stdout.readline().strip()) != line:
             assert found, (tmp_path / "err").read_text()
-        time.sleep(wait_s)  # 4 s after the start Ray is half up
-        os.killpg(driver.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
-        assert driver.wait(30) != 0
-    assert "KeyboardInterrupt" in (tmp_path / "err").read_text()
-    assert left_behind(before) == [] and not (tmp_path / "w").exists()
+        time.sleep(wait_s)  # some seconds after the start Ray is half up
+        os.killpg(driver.pid, by)  # a terminal sends Ctrl-C to the whole group
+        assert driver.wait(60) != 0
+    if by == signal.SIGINT:
+        assert "KeyboardInterrupt" in (tmp_path / "err").read_text()
+        assert left_behind(before) == [] and not (tmp_path / "w").exists()
+        return
+    for _ in range(100):  # the guard needs a moment
+        if not left_behind(before) and not (tmp_path / "w").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(left_behind(before))

@@ -4,7 +4,7 @@
 - Every row once an epoch over all ranks, in equal shares; up to N - 1 rows, others each epoch, sit an epoch out.
 - Workers read the rows from one memory-mapped safetensors file: on one machine they share the pages. On a cluster the store must be on a disk that every node sees; a worker that does not see it says so.
 - Progress goes through a file that the driver follows, not through `ray.train.report`, which lets one report through per health poll (2 s) and stalls the loop.
-- Stop writes a file that every worker looks for five times a second; then Ray is shut down, and whatever of it survives is killed.
+- Stop writes a file that every worker looks for five times a second; then Ray is shut down, and whatever of it survives is killed. A guard does the same should this process be killed itself.
 - A Ray we start has no dashboard server and no usage statistics, a token only we can read (Ray writes it readable by all) and its files in a private folder under /tmp. A Ray that is already there is used and left running.
 - Ray itself listens on every interface (version 2.60; its token guards it); the workers' own links stay on the loopback device."""
 
@@ -21,6 +21,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -104,6 +105,23 @@ def end(processes: dict[int, str]) -> int:
     return killed
 
 
+# %% ../../notebooks/40_train/40_scale.ipynb #guard
+_GUARD = """
+cat > /dev/null
+for process in /proc/[0-9]*; do
+  if ls -l "$process/fd" 2> /dev/null | grep -qF "$1/"; then kill -9 "${process#/proc/}"; fi
+done
+rm -rf "$@"
+"""
+
+
+def _guard(*folders: Path) -> "subprocess.Popen[bytes]":
+    "A process that ends what holds files in the first folder, and removes all, once this process is gone."
+    command = ["sh", "-c", _GUARD, "guard", *map(str, folders)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet)
+
+
 # %% ../../notebooks/40_train/40_scale.ipynb #session
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -111,13 +129,14 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a fit is noticed this fast
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine: one process less to start
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy laptop needs more than the 60 s it has by default
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
 
 @contextlib.contextmanager
-def session(workers: int) -> Iterator[bool]:
-    "A Ray with room for `workers`; yields whether it is ours, and ours is gone when the block ends."
+def session(workers: int, *folders: Path) -> Iterator[bool]:
+    "A Ray with room for `workers`; yields whether it is ours. Ours ends with the block; killed, `folders` go too."
     ray = need("ray", extra="ray")
     address = load_settings().ray_address
     if ray.is_initialized():
@@ -129,7 +148,7 @@ def session(workers: int) -> Iterator[bool]:
         finally:
             ray.shutdown()
     else:
-        with _local(ray, workers):
+        with _local(ray, workers, folders):
             yield True
 
 
@@ -143,7 +162,7 @@ def _roomy(ray: Any, workers: int) -> bool:
 
 
 @contextlib.contextmanager
-def _local(ray: Any, workers: int) -> Iterator[None]:
+def _local(ray: Any, workers: int, folders: tuple[Path, ...]) -> Iterator[None]:
     before = {
         name: os.environ.get(name) for name in (*_ENVIRONMENT, "RAY_AUTH_MODE")
     }  # Ray sets the last one
@@ -153,6 +172,7 @@ def _local(ray: Any, workers: int) -> Iterator[None]:
         secure_token()
     # Short, because sockets live in it; Ray makes its own folder 0777, so it gets one inside ours.
     folder = Path(tempfile.mkdtemp(prefix="wb-", dir="/tmp"))
+    guard = _guard(folder, *folders)
     try:
         ray.init(
             num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
@@ -163,6 +183,8 @@ def _local(ray: Any, workers: int) -> Iterator[None]:
         family = started_in(folder)
         ray.shutdown()
         end(family)
+        guard.kill()
+        guard.communicate()
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
@@ -375,7 +397,7 @@ def scale_loop(
             "cwd": os.getcwd(),
             "path": [os.path.abspath(entry) for entry in sys.path],
         }
-        with session(workers):
+        with session(workers, folder):
             thread, failures = _launch(task, workers)
             history = _follow(thread, folder, on_epoch, on_step)
         if failures:
