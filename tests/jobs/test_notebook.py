@@ -1,0 +1,156 @@
+"""Parameters are checked before anything starts."""
+
+import json
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workbench.base.errors import BadInput, BadParameter, NotFound
+from workbench.jobs.notebook import check, injected, parameters
+
+CELL = '''from datetime import date, datetime
+from typing import Literal, Optional
+import datetime as dt
+n: int = 5  # how many
+lr = 0.5
+name = "a # b"
+deep: bool = False
+names: list[str] = ["x"]
+sizes: dict[str, int] = {}
+mode: Literal["a", "b", 3] = "a"
+limit: Optional[int] = None
+other: "int | None" = None
+day: date = date(2013, 1, 1)
+at: dt.datetime = dt.datetime(2013, 1, 1, 12)
+free = None
+pair: tuple[int, str] = (
+    1,
+    "a",
+)  # two of them
+'''
+
+
+def test_parameters_are_read_in_order_with_type_default_and_help(write) -> None:
+    found = {p.name: p for p in parameters(write(CELL))}
+    assert list(found) == "n lr name deep names sizes mode limit other day at free pair".split()
+    assert (found["n"].annotation, found["n"].default, found["n"].about) == ("int", 5, "how many")
+    assert (found["name"].default, found["name"].about) == ("a # b", "")
+    assert found["day"].default == date(2013, 1, 1) and found["at"].default == datetime(2013, 1, 1, 12)
+    assert found["pair"].about == "two of them"
+
+
+ACCEPTED = [
+    ("n", "7", 7), ("n", 3.0, 3), ("lr", "1e-3", 1e-3), ("lr", 1, 1.0), ("name", "5", "5"), ("name", "", ""),
+    ("deep", "true", True), ("deep", "0", False), ("names", '["a","b"]', ["a", "b"]), ("names", [], []),
+    ("sizes", '{"a": 1}', {"a": 1}), ("mode", "b", "b"), ("mode", "3", 3), ("limit", "null", None),
+    ("limit", "4", 4), ("limit", None, None), ("other", "4", 4), ("day", "2014-02-28", date(2014, 2, 28)),
+    ("day", "20140228", date(2014, 2, 28)), ("day", date(2014, 1, 2), date(2014, 1, 2)),
+    ("at", "2014-02-28T10:00:00", datetime(2014, 2, 28, 10)), ("free", "x", "x"), ("free", {"a": 1}, {"a": 1}),
+    ("pair", '[1, "b"]', (1, "b")),
+]  # fmt: skip
+REFUSED = [
+    ("n", "five"), ("n", "5.5"), ("n", 5.5), ("n", True), ("n", None), ("n", ""), ("n", [5]), ("lr", True),
+    ("lr", "x"), ("name", 5), ("deep", "maybe"), ("deep", 2), ("names", "a,b"), ("names", [1]),
+    ("sizes", '{"a": "x"}'), ("sizes", {"a": True}), ("mode", "c"), ("limit", "x"), ("day", "2014-02-30"),
+    ("day", 86400), ("day", datetime(2014, 1, 1, 5)), ("at", 5), ("pair", "[1]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "typed"), ACCEPTED)
+def test_a_value_that_can_only_mean_one_thing_is_accepted(write, name: str, value: Any, typed: Any) -> None:
+    got = check(write(CELL), {name: value})[name]
+    assert got == typed and type(got) is type(typed)
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_another_type_is_refused_with_name_value_and_type(write, name: str, value: Any) -> None:
+    with pytest.raises(BadParameter) as caught:
+        check(write(CELL), {name: value})
+    assert f"parameter {name} = {value!r} is not " in caught.value.what and "default" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a-b", "a = print(1); b", "", "1a", "class", "a\nb", "a b", "n ", "__import__('os')"])
+def test_a_name_that_is_no_identifier_is_refused(write, name: str) -> None:
+    with pytest.raises(BadParameter, match="is not a parameter name"):
+        check(write(CELL), {name: 1})
+
+
+def test_unknown_computed_and_untagged_names(write) -> None:
+    path = write("year: int = 2013\nfirst = year * 10\nfirst_named: int = year * 10")
+    with pytest.raises(BadParameter, match="did you mean 'year'"):
+        check(path, {"yaer": 1})
+    with pytest.raises(BadParameter, match="computes first from"):
+        check(path, {"first": 1})
+    assert check(path, {"first_named": 1}) == {"first_named": 1}
+    untagged = write("n = 1", name="untagged.ipynb", tagged=0)
+    assert check(untagged, {}) == {} and parameters(untagged) == []
+    with pytest.raises(BadParameter, match="no cell tagged 'parameters'"):
+        check(untagged, {"n": 2})
+
+
+@pytest.mark.parametrize(
+    ("sources", "tagged", "said"),
+    [
+        (["n = 1", "n = 2"], 2, "2 cells are tagged"),
+        (["n = 1\n%matplotlib inline"], 1, "not plain Python, line 2"),
+        (["n: Path = 1"], 1, "type Path"),
+        (["n: print('ran') = 1"], 1, "which a job cannot be given"),
+        (["n: list[__import__('os')] = 1"], 1, "which a job cannot be given"),
+        (["n = b'x'"], 1, "type bytes"),
+    ],
+)
+def test_a_bad_parameters_cell_is_said(write, capsys, sources: list[str], tagged: int, said: str) -> None:
+    with pytest.raises(BadParameter, match=said):
+        check(write(*sources, tagged=tagged), {})
+    assert capsys.readouterr().out == ""
+
+
+BOOKS = {
+    "text": "hello", "json": "{}", "list": "[]", "cells": '{"cells": 3, "nbformat": 4}', "empty": "",
+    "v3": '{"cells": [], "worksheets": [], "nbformat": 3}', "none": '{"cells": [], "metadata": {}, "nbformat": 4}',
+    "r": json.dumps({"cells": [{"cell_type": "code", "source": "", "metadata": {}}], "nbformat": 4,
+                     "metadata": {"kernelspec": {"language": "R"}}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOOKS)
+def test_a_file_that_is_no_python_notebook_is_refused(project: Path, kind: str) -> None:
+    (project / "job.ipynb").write_text(BOOKS[kind])
+    with pytest.raises(BadInput, match="job.ipynb"):
+        check("job.ipynb", {})
+
+
+def test_a_missing_notebook_suggests_its_neighbour(write, project: Path) -> None:
+    write("n = 1", name="score.ipynb")
+    with pytest.raises(NotFound, match="did you mean 'score.ipynb'"):
+        check("scroe.ipynb", {})
+    (project / "folder.ipynb").mkdir()
+    with pytest.raises(NotFound):
+        check("folder.ipynb", {})
+    with pytest.raises(NotFound):
+        check("no/such/folder/a.ipynb", {})
+
+
+def test_what_is_computed_follows_and_the_rest_is_not_repeated(write) -> None:
+    source = "import math\nprint('once')\na = 1\nb = a + 1\nc = b * 2\nd = 5\nif c:\n    e = c\nf = d"
+    lines = injected(source, {"a": 10})
+    assert lines == "# Parameters\na = 10\nb = a + 1\nc = b * 2\nif c:\n    e = c"
+    space: dict[str, Any] = {}
+    exec(source + "\n" + lines, space)
+    assert (space["b"], space["c"], space["e"], space["f"]) == (11, 22, 22, 5)
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates() | st.datetimes()
+values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+
+
+@given(value=values)
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_value_arrives_as_it_was_given(value: Any) -> None:
+    space: dict[str, Any] = {}
+    exec(injected("x = 0", {"x": value}), space)
+    assert space["x"] == value and type(space["x"]) is type(value)
