@@ -74,11 +74,13 @@ def _trained(
     tracker.stage("start Ray" if workers else "train", config.epochs * len(data.x), "rows")
 
     def on_epoch(row: dict[str, Any]) -> None:
+        "To the run and the display."
         values = {"loss": row["loss"], "auc": row["auc"]}
         run.log(step=row["epoch"], **values)
         tracker.advance(0, **values)
 
     def on_step(done: int) -> None:
+        "The stage changes with the first rows; raises `Stopped` once somebody asked."
         if done and tracker.state.stage != "train":
             tracker.stage("train", config.epochs * len(data.x), "rows")
         tracker.advance(done)
@@ -122,16 +124,12 @@ def fit(
     net = _first(model, path, seed, fine_tune)
     params = {
         "model": path,
-        **asdict(config),
-        "workers": workers,
-        "threads": threads or torch.get_num_threads(),
-    }
-    params |= {
         "config": model.config,
+        **asdict(config),
         "fine_tune": fine_tune,
-        "train": train.name,
-        "valid": valid.fingerprint,
+        "workers": workers,
     }
+    params |= {"threads": threads or torch.get_num_threads(), "train": train.name, "valid": valid.fingerprint}
     with (
         start("fit", name, params=params, data=train.fingerprint, seed=seed, ledger=ledger) as run,
         track(f"fit {name}") as tracker,
@@ -145,6 +143,13 @@ def fit(
         run.log(**metrics, best_epoch=result.best_epoch)
         run.keep("checkpoint", run.folder / "checkpoint.safetensors")
     model.eval()
-    weights = {name: value.numpy() for name, value in result.best_state.items()}
-    contract, recipe = rows.contract, rows.recipe
-    return Fit(run, name, path, model.config, weights, "torch", contract, recipe, metrics, result.history)
+    return _result(run, name, path, model, result, rows, metrics)
+
+
+def _result(
+    run: Run, name: str, path: str, model: nn.Module, trained: LoopResult, rows: Rows, metrics: dict[str, float]
+) -> Fit:  # fmt: skip
+    weights = {name: value.numpy() for name, value in trained.best_state.items()}
+    return Fit(
+        run, name, path, model.config, weights, "torch", rows.contract, rows.recipe, metrics, trained.history
+    )  # fmt: skip

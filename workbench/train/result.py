@@ -129,6 +129,8 @@ class Fit:
         shown = ", ".join(f"{name}={html.show(value)}" for name, value in self.metrics.items())
         return f"Fit {self.name}: {self.model} {shown}".rstrip()
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {
             "model": self.model,

@@ -356,6 +356,7 @@ def _launch(task: dict[str, Any], workers: int) -> tuple[threading.Thread, list[
     failures: list[BaseException] = []
 
     def fit() -> None:
+        "Keep the error: a thread has nobody to raise it to."
         try:
             trainer.fit()
         except BaseException as error:  # noqa: B036  the driver decides what it means
