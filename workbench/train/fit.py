@@ -111,8 +111,7 @@ def fit(
     patience: int = 0,  # epochs without a better AUC before it ends; 0: never
     seed: int = 0,
     workers: int = 0,  # 0: this process; else workers of Ray Train
-    threads: int
-    | None = None,  # of this process, or of each worker; default: torch's, or a share of the cores
+    threads: int | None = None,  # of this process or each worker
     fine_tune: bool = False,  # start from the weights the model has
     ledger: Ledger | None = None,
 ) -> Fit:
