@@ -41,6 +41,10 @@ d = {
             ),
             "workbench.base.errors.NotFound": ("00_base/errors.html#notfound", "workbench/base/errors.py"),
             "workbench.base.errors.Stopped": ("00_base/errors.html#stopped", "workbench/base/errors.py"),
+            "workbench.base.errors.Stopped._render_traceback_": (
+                "00_base/errors.html#stopped._render_traceback_",
+                "workbench/base/errors.py",
+            ),
             "workbench.base.errors.Unavailable": (
                 "00_base/errors.html#unavailable",
                 "workbench/base/errors.py",
@@ -71,6 +75,9 @@ d = {
             "workbench.base.html._cell": ("00_base/html.html#_cell", "workbench/base/html.py"),
             "workbench.base.html.badge": ("00_base/html.html#badge", "workbench/base/html.py"),
             "workbench.base.html.card": ("00_base/html.html#card", "workbench/base/html.py"),
+            "workbench.base.html.page": ("00_base/html.html#page", "workbench/base/html.py"),
+            "workbench.base.html.picture": ("00_base/html.html#picture", "workbench/base/html.py"),
+            "workbench.base.html.plain": ("00_base/html.html#plain", "workbench/base/html.py"),
             "workbench.base.html.show": ("00_base/html.html#show", "workbench/base/html.py"),
             "workbench.base.html.table": ("00_base/html.html#table", "workbench/base/html.py"),
         },
@@ -97,6 +104,50 @@ d = {
                 "00_base/identity.html#notebook_hash",
                 "workbench/base/identity.py",
             ),
+        },
+        "workbench.base.ledger": {
+            "workbench.base.ledger.Ledger": ("00_base/ledger.html#ledger", "workbench/base/ledger.py"),
+            "workbench.base.ledger.Ledger.__init__": (
+                "00_base/ledger.html#ledger.__init__",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger.__repr__": (
+                "00_base/ledger.html#ledger.__repr__",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger._connect": (
+                "00_base/ledger.html#ledger._connect",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger._prepare": (
+                "00_base/ledger.html#ledger._prepare",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger.change": (
+                "00_base/ledger.html#ledger.change",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger.create": (
+                "00_base/ledger.html#ledger.create",
+                "workbench/base/ledger.py",
+            ),
+            "workbench.base.ledger.Ledger.query": (
+                "00_base/ledger.html#ledger.query",
+                "workbench/base/ledger.py",
+            ),
+        },
+        "workbench.base.mirror": {
+            "workbench.base.mirror._client": ("00_base/mirror.html#_client", "workbench/base/mirror.py"),
+            "workbench.base.mirror._copy": ("00_base/mirror.html#_copy", "workbench/base/mirror.py"),
+            "workbench.base.mirror._create": ("00_base/mirror.html#_create", "workbench/base/mirror.py"),
+            "workbench.base.mirror._flat": ("00_base/mirror.html#_flat", "workbench/base/mirror.py"),
+            "workbench.base.mirror._owner_ended": (
+                "00_base/mirror.html#_owner_ended",
+                "workbench/base/mirror.py",
+            ),
+            "workbench.base.mirror.drain": ("00_base/mirror.html#drain", "workbench/base/mirror.py"),
+            "workbench.base.mirror.ensure": ("00_base/mirror.html#ensure", "workbench/base/mirror.py"),
+            "workbench.base.mirror.main": ("00_base/mirror.html#main", "workbench/base/mirror.py"),
         },
         "workbench.base.progress": {
             "workbench.base.progress.Display": (
@@ -213,23 +264,6 @@ d = {
             "workbench.base.progress.track": ("00_base/progress.html#track", "workbench/base/progress.py"),
         },
         "workbench.base.records": {
-            "workbench.base.records.Ledger": ("00_base/records.html#ledger", "workbench/base/records.py"),
-            "workbench.base.records.Ledger.__init__": (
-                "00_base/records.html#ledger.__init__",
-                "workbench/base/records.py",
-            ),
-            "workbench.base.records.Ledger._connect": (
-                "00_base/records.html#ledger._connect",
-                "workbench/base/records.py",
-            ),
-            "workbench.base.records.Ledger.change": (
-                "00_base/records.html#ledger.change",
-                "workbench/base/records.py",
-            ),
-            "workbench.base.records.Ledger.query": (
-                "00_base/records.html#ledger.query",
-                "workbench/base/records.py",
-            ),
             "workbench.base.records.Run": ("00_base/records.html#run", "workbench/base/records.py"),
             "workbench.base.records.Run.__str__": (
                 "00_base/records.html#run.__str__",
@@ -338,6 +372,1724 @@ d = {
                 "workbench/base/store.py",
             ),
             "workbench.base.store.sha256_file": ("00_base/store.html#sha256_file", "workbench/base/store.py"),
+        },
+        "workbench.cli.cli": {
+            "workbench.cli.cli._emit": ("95_cli/cli.html#_emit", "workbench/cli/cli.py"),
+            "workbench.cli.cli._from_here": ("95_cli/cli.html#_from_here", "workbench/cli/cli.py"),
+            "workbench.cli.cli._given": ("95_cli/cli.html#_given", "workbench/cli/cli.py"),
+            "workbench.cli.cli._plain": ("95_cli/cli.html#_plain", "workbench/cli/cli.py"),
+            "workbench.cli.cli._say": ("95_cli/cli.html#_say", "workbench/cli/cli.py"),
+            "workbench.cli.cli._sheet": ("95_cli/cli.html#_sheet", "workbench/cli/cli.py"),
+            "workbench.cli.cli.check": ("95_cli/cli.html#check", "workbench/cli/cli.py"),
+            "workbench.cli.cli.demo": ("95_cli/cli.html#demo", "workbench/cli/cli.py"),
+            "workbench.cli.cli.doctor": ("95_cli/cli.html#doctor", "workbench/cli/cli.py"),
+            "workbench.cli.cli.lab": ("95_cli/cli.html#lab", "workbench/cli/cli.py"),
+            "workbench.cli.cli.main": ("95_cli/cli.html#main", "workbench/cli/cli.py"),
+            "workbench.cli.cli.options": ("95_cli/cli.html#options", "workbench/cli/cli.py"),
+            "workbench.cli.cli.predict": ("95_cli/cli.html#predict", "workbench/cli/cli.py"),
+            "workbench.cli.cli.promote": ("95_cli/cli.html#promote", "workbench/cli/cli.py"),
+            "workbench.cli.cli.rollback": ("95_cli/cli.html#rollback", "workbench/cli/cli.py"),
+            "workbench.cli.cli.run": ("95_cli/cli.html#run", "workbench/cli/cli.py"),
+            "workbench.cli.cli.runs": ("95_cli/cli.html#runs", "workbench/cli/cli.py"),
+            "workbench.cli.cli.serve": ("95_cli/cli.html#serve", "workbench/cli/cli.py"),
+            "workbench.cli.cli.show": ("95_cli/cli.html#show", "workbench/cli/cli.py"),
+        },
+        "workbench.cli.client": {
+            "workbench.cli.client.Replies": ("95_cli/client.html#replies", "workbench/cli/client.py"),
+            "workbench.cli.client.Replies.p50_ms": (
+                "95_cli/client.html#replies.p50_ms",
+                "workbench/cli/client.py",
+            ),
+            "workbench.cli.client.Replies.p99_ms": (
+                "95_cli/client.html#replies.p99_ms",
+                "workbench/cli/client.py",
+            ),
+            "workbench.cli.client._die_with_parent": (
+                "95_cli/client.html#_die_with_parent",
+                "workbench/cli/client.py",
+            ),
+            "workbench.cli.client._wait_ready": ("95_cli/client.html#_wait_ready", "workbench/cli/client.py"),
+            "workbench.cli.client.ask": ("95_cli/client.html#ask", "workbench/cli/client.py"),
+            "workbench.cli.client.free_port": ("95_cli/client.html#free_port", "workbench/cli/client.py"),
+            "workbench.cli.client.service": ("95_cli/client.html#service", "workbench/cli/client.py"),
+        },
+        "workbench.cli.demo": {
+            "workbench.cli.demo.Page": ("95_cli/demo.html#page", "workbench/cli/demo.py"),
+            "workbench.cli.demo.Page.__str__": ("95_cli/demo.html#page.__str__", "workbench/cli/demo.py"),
+            "workbench.cli.demo.Page.cost_usd": ("95_cli/demo.html#page.cost_usd", "workbench/cli/demo.py"),
+            "workbench.cli.demo.Page.to_json": ("95_cli/demo.html#page.to_json", "workbench/cli/demo.py"),
+            "workbench.cli.demo._data_lines": ("95_cli/demo.html#_data_lines", "workbench/cli/demo.py"),
+            "workbench.cli.demo._december": ("95_cli/demo.html#_december", "workbench/cli/demo.py"),
+            "workbench.cli.demo._drift_line": ("95_cli/demo.html#_drift_line", "workbench/cli/demo.py"),
+            "workbench.cli.demo._folder": ("95_cli/demo.html#_folder", "workbench/cli/demo.py"),
+            "workbench.cli.demo._model_lines": ("95_cli/demo.html#_model_lines", "workbench/cli/demo.py"),
+            "workbench.cli.demo._service_lines": ("95_cli/demo.html#_service_lines", "workbench/cli/demo.py"),
+            "workbench.cli.demo.run_demo": ("95_cli/demo.html#run_demo", "workbench/cli/demo.py"),
+        },
+        "workbench.cli.doctor": {
+            "workbench.cli.doctor.Finding": ("95_cli/doctor.html#finding", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor.Finding.__str__": (
+                "95_cli/doctor.html#finding.__str__",
+                "workbench/cli/doctor.py",
+            ),
+            "workbench.cli.doctor._disk": ("95_cli/doctor.html#_disk", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._extras": ("95_cli/doctor.html#_extras", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._git": ("95_cli/doctor.html#_git", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._ledger": ("95_cli/doctor.html#_ledger", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._port": ("95_cli/doctor.html#_port", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._python": ("95_cli/doctor.html#_python", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._ray_token": ("95_cli/doctor.html#_ray_token", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._settings": ("95_cli/doctor.html#_settings", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._store": ("95_cli/doctor.html#_store", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor.examine": ("95_cli/doctor.html#examine", "workbench/cli/doctor.py"),
+        },
+        "workbench.cli.report": {
+            "workbench.cli.report._axes": ("95_cli/report.html#_axes", "workbench/cli/report.py"),
+            "workbench.cli.report.latencies": ("95_cli/report.html#latencies", "workbench/cli/report.py"),
+            "workbench.cli.report.learning": ("95_cli/report.html#learning", "workbench/cli/report.py"),
+            "workbench.cli.report.moved": ("95_cli/report.html#moved", "workbench/cli/report.py"),
+            "workbench.cli.report.slices": ("95_cli/report.html#slices", "workbench/cli/report.py"),
+            "workbench.cli.report.write_report": (
+                "95_cli/report.html#write_report",
+                "workbench/cli/report.py",
+            ),
+        },
+        "workbench.data.contract": {
+            "workbench.data.contract.Column": ("20_data/contract.html#column", "workbench/data/contract.py"),
+            "workbench.data.contract.Column.__post_init__": (
+                "20_data/contract.html#column.__post_init__",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Column._bound": (
+                "20_data/contract.html#column._bound",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Column._own": (
+                "20_data/contract.html#column._own",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Column._values": (
+                "20_data/contract.html#column._values",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Column.fault": (
+                "20_data/contract.html#column.fault",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Column.read": (
+                "20_data/contract.html#column.read",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Columns": (
+                "20_data/contract.html#columns",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Columns.__init__": (
+                "20_data/contract.html#columns.__init__",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract": (
+                "20_data/contract.html#contract",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.__post_init__": (
+                "20_data/contract.html#contract.__post_init__",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.__str__": (
+                "20_data/contract.html#contract.__str__",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract._repr_html_": (
+                "20_data/contract.html#contract._repr_html_",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.example": (
+                "20_data/contract.html#contract.example",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.from_json": (
+                "20_data/contract.html#contract.from_json",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.inputs": (
+                "20_data/contract.html#contract.inputs",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.json_schema": (
+                "20_data/contract.html#contract.json_schema",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.of": (
+                "20_data/contract.html#contract.of",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.parse_frame": (
+                "20_data/contract.html#contract.parse_frame",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.parse_rows": (
+                "20_data/contract.html#contract.parse_rows",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.schema": (
+                "20_data/contract.html#contract.schema",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.to_json": (
+                "20_data/contract.html#contract.to_json",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Rule": ("20_data/contract.html#rule", "workbench/data/contract.py"),
+            "workbench.data.contract.Rule.__post_init__": (
+                "20_data/contract.html#rule.__post_init__",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._changed": (
+                "20_data/contract.html#_changed",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._check": ("20_data/contract.html#_check", "workbench/data/contract.py"),
+            "workbench.data.contract._check_names": (
+                "20_data/contract.html#_check_names",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._column": (
+                "20_data/contract.html#_column",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._dtype": ("20_data/contract.html#_dtype", "workbench/data/contract.py"),
+            "workbench.data.contract._example": (
+                "20_data/contract.html#_example",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._json_schema": (
+                "20_data/contract.html#_json_schema",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._limits": (
+                "20_data/contract.html#_limits",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._one_of": (
+                "20_data/contract.html#_one_of",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._parse_rows": (
+                "20_data/contract.html#_parse_rows",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._property": (
+                "20_data/contract.html#_property",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._read_bool": (
+                "20_data/contract.html#_read_bool",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._read_float": (
+                "20_data/contract.html#_read_float",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._read_int": (
+                "20_data/contract.html#_read_int",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._read_moment": (
+                "20_data/contract.html#_read_moment",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._read_str": (
+                "20_data/contract.html#_read_str",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._schema": (
+                "20_data/contract.html#_schema",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract._short": ("20_data/contract.html#_short", "workbench/data/contract.py"),
+            "workbench.data.contract._shown": ("20_data/contract.html#_shown", "workbench/data/contract.py"),
+            "workbench.data.contract._value": ("20_data/contract.html#_value", "workbench/data/contract.py"),
+            "workbench.data.contract._wanted": (
+                "20_data/contract.html#_wanted",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.array": ("20_data/contract.html#array", "workbench/data/contract.py"),
+            "workbench.data.contract.moment": ("20_data/contract.html#moment", "workbench/data/contract.py"),
+            "workbench.data.contract.near": ("20_data/contract.html#near", "workbench/data/contract.py"),
+            "workbench.data.contract.series_array": (
+                "20_data/contract.html#series_array",
+                "workbench/data/contract.py",
+            ),
+        },
+        "workbench.data.drift": {
+            "workbench.data.drift.ColumnDrift": ("20_data/drift.html#columndrift", "workbench/data/drift.py"),
+            "workbench.data.drift.DriftReport": ("20_data/drift.html#driftreport", "workbench/data/drift.py"),
+            "workbench.data.drift.DriftReport.__str__": (
+                "20_data/drift.html#driftreport.__str__",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport._repr_html_": (
+                "20_data/drift.html#driftreport._repr_html_",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport.drifted": (
+                "20_data/drift.html#driftreport.drifted",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport.level": (
+                "20_data/drift.html#driftreport.level",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport.plot": (
+                "20_data/drift.html#driftreport.plot",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport.table": (
+                "20_data/drift.html#driftreport.table",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift._bin_names": ("20_data/drift.html#_bin_names", "workbench/data/drift.py"),
+            "workbench.data.drift._binned": ("20_data/drift.html#_binned", "workbench/data/drift.py"),
+            "workbench.data.drift._category_counts": (
+                "20_data/drift.html#_category_counts",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift._floats": ("20_data/drift.html#_floats", "workbench/data/drift.py"),
+            "workbench.data.drift._is_number": ("20_data/drift.html#_is_number", "workbench/data/drift.py"),
+            "workbench.data.drift._level": ("20_data/drift.html#_level", "workbench/data/drift.py"),
+            "workbench.data.drift._measure": ("20_data/drift.html#_measure", "workbench/data/drift.py"),
+            "workbench.data.drift._moved": ("20_data/drift.html#_moved", "workbench/data/drift.py"),
+            "workbench.data.drift._number_counts": (
+                "20_data/drift.html#_number_counts",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift._plain": ("20_data/drift.html#_plain", "workbench/data/drift.py"),
+            "workbench.data.drift._plot": ("20_data/drift.html#_plot", "workbench/data/drift.py"),
+            "workbench.data.drift._svg": ("20_data/drift.html#_svg", "workbench/data/drift.py"),
+            "workbench.data.drift._tallied": ("20_data/drift.html#_tallied", "workbench/data/drift.py"),
+            "workbench.data.drift.drift": ("20_data/drift.html#drift", "workbench/data/drift.py"),
+            "workbench.data.drift.ks": ("20_data/drift.html#ks", "workbench/data/drift.py"),
+            "workbench.data.drift.psi": ("20_data/drift.html#psi", "workbench/data/drift.py"),
+        },
+        "workbench.data.feed": {
+            "workbench.data.feed.Feed": ("20_data/feed.html#feed", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.__bool__": (
+                "20_data/feed.html#feed.__bool__",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Feed.__init__": (
+                "20_data/feed.html#feed.__init__",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Feed.__len__": ("20_data/feed.html#feed.__len__", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.__str__": ("20_data/feed.html#feed.__str__", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed._repr_html_": (
+                "20_data/feed.html#feed._repr_html_",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Feed.batches": ("20_data/feed.html#feed.batches", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.check": ("20_data/feed.html#feed.check", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.columns": ("20_data/feed.html#feed.columns", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.fingerprint": (
+                "20_data/feed.html#feed.fingerprint",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Feed.report": ("20_data/feed.html#feed.report", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.rows": ("20_data/feed.html#feed.rows", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.where": ("20_data/feed.html#feed.where", "workbench/data/feed.py"),
+            "workbench.data.feed.Report": ("20_data/feed.html#report", "workbench/data/feed.py"),
+            "workbench.data.feed.Report.__str__": (
+                "20_data/feed.html#report.__str__",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Report._repr_html_": (
+                "20_data/feed.html#report._repr_html_",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Report.share": ("20_data/feed.html#report.share", "workbench/data/feed.py"),
+            "workbench.data.feed._Batch": ("20_data/feed.html#_batch", "workbench/data/feed.py"),
+            "workbench.data.feed._Batch.keep": ("20_data/feed.html#_batch.keep", "workbench/data/feed.py"),
+            "workbench.data.feed._Refusal": ("20_data/feed.html#_refusal", "workbench/data/feed.py"),
+            "workbench.data.feed._Tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
+            "workbench.data.feed._Tally.add": ("20_data/feed.html#_tally.add", "workbench/data/feed.py"),
+            "workbench.data.feed._Tally.rules": ("20_data/feed.html#_tally.rules", "workbench/data/feed.py"),
+            "workbench.data.feed._any": ("20_data/feed.html#_any", "workbench/data/feed.py"),
+            "workbench.data.feed._beforehand": ("20_data/feed.html#_beforehand", "workbench/data/feed.py"),
+            "workbench.data.feed._braces": ("20_data/feed.html#_braces", "workbench/data/feed.py"),
+            "workbench.data.feed._broken": ("20_data/feed.html#_broken", "workbench/data/feed.py"),
+            "workbench.data.feed._chosen": ("20_data/feed.html#_chosen", "workbench/data/feed.py"),
+            "workbench.data.feed._content": ("20_data/feed.html#_content", "workbench/data/feed.py"),
+            "workbench.data.feed._decide": ("20_data/feed.html#_decide", "workbench/data/feed.py"),
+            "workbench.data.feed._digest": ("20_data/feed.html#_digest", "workbench/data/feed.py"),
+            "workbench.data.feed._expression": ("20_data/feed.html#_expression", "workbench/data/feed.py"),
+            "workbench.data.feed._inspect": ("20_data/feed.html#_inspect", "workbench/data/feed.py"),
+            "workbench.data.feed._inspect_all": ("20_data/feed.html#_inspect_all", "workbench/data/feed.py"),
+            "workbench.data.feed._is_condition": (
+                "20_data/feed.html#_is_condition",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed._judge": ("20_data/feed.html#_judge", "workbench/data/feed.py"),
+            "workbench.data.feed._label": ("20_data/feed.html#_label", "workbench/data/feed.py"),
+            "workbench.data.feed._needed": ("20_data/feed.html#_needed", "workbench/data/feed.py"),
+            "workbench.data.feed._publish": ("20_data/feed.html#_publish", "workbench/data/feed.py"),
+            "workbench.data.feed._quarantined": ("20_data/feed.html#_quarantined", "workbench/data/feed.py"),
+            "workbench.data.feed._read": ("20_data/feed.html#_read", "workbench/data/feed.py"),
+            "workbench.data.feed._resolve": ("20_data/feed.html#_resolve", "workbench/data/feed.py"),
+            "workbench.data.feed._roots": ("20_data/feed.html#_roots", "workbench/data/feed.py"),
+            "workbench.data.feed._tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
+        },
+        "workbench.data.recipe": {
+            "workbench.data.recipe.Recipe": ("20_data/recipe.html#recipe", "workbench/data/recipe.py"),
+            "workbench.data.recipe.Recipe.__post_init__": (
+                "20_data/recipe.html#recipe.__post_init__",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.__str__": (
+                "20_data/recipe.html#recipe.__str__",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._complete": (
+                "20_data/recipe.html#recipe._complete",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._features": (
+                "20_data/recipe.html#recipe._features",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._fitted": (
+                "20_data/recipe.html#recipe._fitted",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._flagged": (
+                "20_data/recipe.html#recipe._flagged",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._repr_html_": (
+                "20_data/recipe.html#recipe._repr_html_",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.encode": (
+                "20_data/recipe.html#recipe.encode",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.fit": (
+                "20_data/recipe.html#recipe.fit",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.from_json": (
+                "20_data/recipe.html#recipe.from_json",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.labels": (
+                "20_data/recipe.html#recipe.labels",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.n_dense": (
+                "20_data/recipe.html#recipe.n_dense",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.names": (
+                "20_data/recipe.html#recipe.names",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.sizes": (
+                "20_data/recipe.html#recipe.sizes",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.to_json": (
+                "20_data/recipe.html#recipe.to_json",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe.width": (
+                "20_data/recipe.html#recipe.width",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe._fit_number": (
+                "20_data/recipe.html#_fit_number",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe._learned": ("20_data/recipe.html#_learned", "workbench/data/recipe.py"),
+            "workbench.data.recipe._number": ("20_data/recipe.html#_number", "workbench/data/recipe.py"),
+            "workbench.data.recipe._scaled": ("20_data/recipe.html#_scaled", "workbench/data/recipe.py"),
+            "workbench.data.recipe._texts": ("20_data/recipe.html#_texts", "workbench/data/recipe.py"),
+            "workbench.data.recipe.load_object": (
+                "20_data/recipe.html#load_object",
+                "workbench/data/recipe.py",
+            ),
+        },
+        "workbench.data.source": {
+            "workbench.data.source.CsvSource": ("20_data/source.html#csvsource", "workbench/data/source.py"),
+            "workbench.data.source.CsvSource._bad": (
+                "20_data/source.html#csvsource._bad",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource._lines": (
+                "20_data/source.html#csvsource._lines",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource._records": (
+                "20_data/source.html#csvsource._records",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource.batches": (
+                "20_data/source.html#csvsource.batches",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource.columns": (
+                "20_data/source.html#csvsource.columns",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource.empty": (
+                "20_data/source.html#csvsource.empty",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource.misfit": (
+                "20_data/source.html#csvsource.misfit",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.CsvSource.rows": (
+                "20_data/source.html#csvsource.rows",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource": (
+                "20_data/source.html#parquetsource",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource._damaged": (
+                "20_data/source.html#parquetsource._damaged",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource._open": (
+                "20_data/source.html#parquetsource._open",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource.batches": (
+                "20_data/source.html#parquetsource.batches",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource.columns": (
+                "20_data/source.html#parquetsource.columns",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource.empty": (
+                "20_data/source.html#parquetsource.empty",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource.misfit": (
+                "20_data/source.html#parquetsource.misfit",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.ParquetSource.rows": (
+                "20_data/source.html#parquetsource.rows",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source._cast": ("20_data/source.html#_cast", "workbench/data/source.py"),
+            "workbench.data.source._cast_text": (
+                "20_data/source.html#_cast_text",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source._fits": ("20_data/source.html#_fits", "workbench/data/source.py"),
+            "workbench.data.source._moment": ("20_data/source.html#_moment", "workbench/data/source.py"),
+            "workbench.data.source._once": ("20_data/source.html#_once", "workbench/data/source.py"),
+            "workbench.data.source._texts": ("20_data/source.html#_texts", "workbench/data/source.py"),
+            "workbench.data.source.open_source": (
+                "20_data/source.html#open_source",
+                "workbench/data/source.py",
+            ),
+            "workbench.data.source.typed": ("20_data/source.html#typed", "workbench/data/source.py"),
+            "workbench.data.source.write_parquet": (
+                "20_data/source.html#write_parquet",
+                "workbench/data/source.py",
+            ),
+        },
+        "workbench.flights.features": {
+            "workbench.flights.features.DelayNet": (
+                "flights/features.html#delaynet",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features.DelayNet.__init__": (
+                "flights/features.html#delaynet.__init__",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features.DelayNet.forward": (
+                "flights/features.html#delaynet.forward",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features._minutes": (
+                "flights/features.html#_minutes",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features._weekday": (
+                "flights/features.html#_weekday",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features.features": (
+                "flights/features.html#features",
+                "workbench/flights/features.py",
+            ),
+            "workbench.flights.features.late": (
+                "flights/features.html#late",
+                "workbench/flights/features.py",
+            ),
+        },
+        "workbench.jobs.engine": {
+            "workbench.jobs.engine.Execution": ("80_jobs/engine.html#execution", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine.Execution.__init__": (
+                "80_jobs/engine.html#execution.__init__",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution._execute": (
+                "80_jobs/engine.html#execution._execute",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution._work": (
+                "80_jobs/engine.html#execution._work",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution.end": (
+                "80_jobs/engine.html#execution.end",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution.exit_code": (
+                "80_jobs/engine.html#execution.exit_code",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution.wait": (
+                "80_jobs/engine.html#execution.wait",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client": ("80_jobs/engine.html#_client", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine._Client.__init__": (
+                "80_jobs/engine.html#_client.__init__",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client.papermill_execute_cells": (
+                "80_jobs/engine.html#_client.papermill_execute_cells",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client.process_message": (
+                "80_jobs/engine.html#_client.process_message",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client.start_new_kernel": (
+                "80_jobs/engine.html#_client.start_new_kernel",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Executed": ("80_jobs/engine.html#_executed", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine._Executed.__init__": (
+                "80_jobs/engine.html#_executed.__init__",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Executed.notebook_complete": (
+                "80_jobs/engine.html#_executed.notebook_complete",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Executed.save": (
+                "80_jobs/engine.html#_executed.save",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._ThisPython": (
+                "80_jobs/engine.html#_thispython",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._ThisPython.get_kernel_spec": (
+                "80_jobs/engine.html#_thispython.get_kernel_spec",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._capped": ("80_jobs/engine.html#_capped", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine._private_folder": (
+                "80_jobs/engine.html#_private_folder",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._size_bytes": (
+                "80_jobs/engine.html#_size_bytes",
+                "workbench/jobs/engine.py",
+            ),
+        },
+        "workbench.jobs.keeper": {
+            "workbench.jobs.keeper._adopt": ("80_jobs/keeper.html#_adopt", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper._exit_like": (
+                "80_jobs/keeper.html#_exit_like",
+                "workbench/jobs/keeper.py",
+            ),
+            "workbench.jobs.keeper._reap": ("80_jobs/keeper.html#_reap", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper._sweep": ("80_jobs/keeper.html#_sweep", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper._wait": ("80_jobs/keeper.html#_wait", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper.keep": ("80_jobs/keeper.html#keep", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper.keeper_command": (
+                "80_jobs/keeper.html#keeper_command",
+                "workbench/jobs/keeper.py",
+            ),
+            "workbench.jobs.keeper.killed_by": ("80_jobs/keeper.html#killed_by", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper.oom_kills": ("80_jobs/keeper.html#oom_kills", "workbench/jobs/keeper.py"),
+        },
+        "workbench.jobs.notebook": {
+            "workbench.jobs.notebook.Parameter": (
+                "80_jobs/notebook.html#parameter",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.Parameter.__str__": (
+                "80_jobs/notebook.html#parameter.__str__",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.Parameter.parse": (
+                "80_jobs/notebook.html#parameter.parse",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._comments": (
+                "80_jobs/notebook.html#_comments",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._default": (
+                "80_jobs/notebook.html#_default",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._iso": ("80_jobs/notebook.html#_iso", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook._literal": (
+                "80_jobs/notebook.html#_literal",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._no_bool": (
+                "80_jobs/notebook.html#_no_bool",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._parameter": (
+                "80_jobs/notebook.html#_parameter",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._parameters": (
+                "80_jobs/notebook.html#_parameters",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._source": (
+                "80_jobs/notebook.html#_source",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._target": (
+                "80_jobs/notebook.html#_target",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._tree": ("80_jobs/notebook.html#_tree", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook._type": ("80_jobs/notebook.html#_type", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook._unknown": (
+                "80_jobs/notebook.html#_unknown",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.as_json": (
+                "80_jobs/notebook.html#as_json",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.check": ("80_jobs/notebook.html#check", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook.find_notebook": (
+                "80_jobs/notebook.html#find_notebook",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.injected": (
+                "80_jobs/notebook.html#injected",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.parameters": (
+                "80_jobs/notebook.html#parameters",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.parameters_source": (
+                "80_jobs/notebook.html#parameters_source",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.read_notebook": (
+                "80_jobs/notebook.html#read_notebook",
+                "workbench/jobs/notebook.py",
+            ),
+        },
+        "workbench.jobs.outcome": {
+            "workbench.jobs.outcome._plain": ("80_jobs/outcome.html#_plain", "workbench/jobs/outcome.py"),
+            "workbench.jobs.outcome._scalar": ("80_jobs/outcome.html#_scalar", "workbench/jobs/outcome.py"),
+            "workbench.jobs.outcome.read_result": (
+                "80_jobs/outcome.html#read_result",
+                "workbench/jobs/outcome.py",
+            ),
+            "workbench.jobs.outcome.result": ("80_jobs/outcome.html#result", "workbench/jobs/outcome.py"),
+        },
+        "workbench.jobs.report": {
+            "workbench.jobs.report._allowed": ("80_jobs/report.html#_allowed", "workbench/jobs/report.py"),
+            "workbench.jobs.report._cut": ("80_jobs/report.html#_cut", "workbench/jobs/report.py"),
+            "workbench.jobs.report._short": ("80_jobs/report.html#_short", "workbench/jobs/report.py"),
+            "workbench.jobs.report._slim": ("80_jobs/report.html#_slim", "workbench/jobs/report.py"),
+            "workbench.jobs.report.clean": ("80_jobs/report.html#clean", "workbench/jobs/report.py"),
+            "workbench.jobs.report.report_html": (
+                "80_jobs/report.html#report_html",
+                "workbench/jobs/report.py",
+            ),
+        },
+        "workbench.jobs.runner": {
+            "workbench.jobs.runner._environment": (
+                "80_jobs/runner.html#_environment",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._execute": ("80_jobs/runner.html#_execute", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._failed_cell": (
+                "80_jobs/runner.html#_failed_cell",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._failing_line": (
+                "80_jobs/runner.html#_failing_line",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._follow": ("80_jobs/runner.html#_follow", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._keep": ("80_jobs/runner.html#_keep", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._prepare": ("80_jobs/runner.html#_prepare", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._reason": ("80_jobs/runner.html#_reason", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._store_said": (
+                "80_jobs/runner.html#_store_said",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._where": ("80_jobs/runner.html#_where", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner.run": ("80_jobs/runner.html#run", "workbench/jobs/runner.py"),
+        },
+        "workbench.lab.panels": {
+            "workbench.lab.panels.DirectComm": ("90_lab/panels.html#directcomm", "workbench/lab/panels.py"),
+            "workbench.lab.panels.DirectComm.publish_msg": (
+                "90_lab/panels.html#directcomm.publish_msg",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.Panel": ("90_lab/panels.html#panel", "workbench/lab/panels.py"),
+            "workbench.lab.panels.Panel.__init__": (
+                "90_lab/panels.html#panel.__init__",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.Panel.__repr__": (
+                "90_lab/panels.html#panel.__repr__",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.Panel._draw": ("90_lab/panels.html#panel._draw", "workbench/lab/panels.py"),
+            "workbench.lab.panels.Panel.close": ("90_lab/panels.html#panel.close", "workbench/lab/panels.py"),
+            "workbench.lab.panels.Panel.spent_s": (
+                "90_lab/panels.html#panel.spent_s",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.Panel.update": (
+                "90_lab/panels.html#panel.update",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.StopButton": ("90_lab/panels.html#stopbutton", "workbench/lab/panels.py"),
+            "workbench.lab.panels.StopButton.__init__": (
+                "90_lab/panels.html#stopbutton.__init__",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.StopButton.open": (
+                "90_lab/panels.html#stopbutton.open",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels.StopButton.press": (
+                "90_lab/panels.html#stopbutton.press",
+                "workbench/lab/panels.py",
+            ),
+            "workbench.lab.panels._bar": ("90_lab/panels.html#_bar", "workbench/lab/panels.py"),
+            "workbench.lab.panels._clock": ("90_lab/panels.html#_clock", "workbench/lab/panels.py"),
+            "workbench.lab.panels._counted": ("90_lab/panels.html#_counted", "workbench/lab/panels.py"),
+            "workbench.lab.panels._headline": ("90_lab/panels.html#_headline", "workbench/lab/panels.py"),
+            "workbench.lab.panels._svg": ("90_lab/panels.html#_svg", "workbench/lab/panels.py"),
+            "workbench.lab.panels._thin": ("90_lab/panels.html#_thin", "workbench/lab/panels.py"),
+            "workbench.lab.panels.card": ("90_lab/panels.html#card", "workbench/lab/panels.py"),
+            "workbench.lab.panels.curve": ("90_lab/panels.html#curve", "workbench/lab/panels.py"),
+            "workbench.lab.panels.duration": ("90_lab/panels.html#duration", "workbench/lab/panels.py"),
+            "workbench.lab.panels.line": ("90_lab/panels.html#line", "workbench/lab/panels.py"),
+        },
+        "workbench.models.bundle": {
+            "workbench.models.bundle.Bundle": ("30_models/bundle.html#bundle", "workbench/models/bundle.py"),
+            "workbench.models.bundle.Bundle.__str__": (
+                "30_models/bundle.html#bundle.__str__",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle._repr_html_": (
+                "30_models/bundle.html#bundle._repr_html_",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.contract": (
+                "30_models/bundle.html#bundle.contract",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.framework": (
+                "30_models/bundle.html#bundle.framework",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.lineage": (
+                "30_models/bundle.html#bundle.lineage",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.metrics": (
+                "30_models/bundle.html#bundle.metrics",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.predictor": (
+                "30_models/bundle.html#bundle.predictor",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.recipe": (
+                "30_models/bundle.html#bundle.recipe",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.ref": (
+                "30_models/bundle.html#bundle.ref",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.Bundle.size_bytes": (
+                "30_models/bundle.html#bundle.size_bytes",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle._check": ("30_models/bundle.html#_check", "workbench/models/bundle.py"),
+            "workbench.models.bundle._decode": (
+                "30_models/bundle.html#_decode",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle._encode": (
+                "30_models/bundle.html#_encode",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle._files": ("30_models/bundle.html#_files", "workbench/models/bundle.py"),
+            "workbench.models.bundle._fitted_recipe": (
+                "30_models/bundle.html#_fitted_recipe",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle._parse": ("30_models/bundle.html#_parse", "workbench/models/bundle.py"),
+            "workbench.models.bundle._plain": ("30_models/bundle.html#_plain", "workbench/models/bundle.py"),
+            "workbench.models.bundle._read": ("30_models/bundle.html#_read", "workbench/models/bundle.py"),
+            "workbench.models.bundle._refuse_constant": (
+                "30_models/bundle.html#_refuse_constant",
+                "workbench/models/bundle.py",
+            ),
+            "workbench.models.bundle.load": ("30_models/bundle.html#load", "workbench/models/bundle.py"),
+            "workbench.models.bundle.save": ("30_models/bundle.html#save", "workbench/models/bundle.py"),
+        },
+        "workbench.models.linear": {
+            "workbench.models.linear.LinearScorer": (
+                "30_models/linear.html#linearscorer",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.__call__": (
+                "30_models/linear.html#linearscorer.__call__",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.__init__": (
+                "30_models/linear.html#linearscorer.__init__",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.__str__": (
+                "30_models/linear.html#linearscorer.__str__",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.config": (
+                "30_models/linear.html#linearscorer.config",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.load_weights": (
+                "30_models/linear.html#linearscorer.load_weights",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.shapes": (
+                "30_models/linear.html#linearscorer.shapes",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.LinearScorer.weights": (
+                "30_models/linear.html#linearscorer.weights",
+                "workbench/models/linear.py",
+            ),
+            "workbench.models.linear.sigmoid": (
+                "30_models/linear.html#sigmoid",
+                "workbench/models/linear.py",
+            ),
+        },
+        "workbench.models.predictor": {
+            "workbench.models.predictor.Predictor": (
+                "30_models/predictor.html#predictor",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.__call__": (
+                "30_models/predictor.html#predictor.__call__",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.__init__": (
+                "30_models/predictor.html#predictor.__init__",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.__str__": (
+                "30_models/predictor.html#predictor.__str__",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.scores": (
+                "30_models/predictor.html#predictor.scores",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.warm": (
+                "30_models/predictor.html#predictor.warm",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._fill_numpy": (
+                "30_models/predictor.html#_fill_numpy",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._fill_torch": (
+                "30_models/predictor.html#_fill_torch",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._made_up_rows": (
+                "30_models/predictor.html#_made_up_rows",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._moved_by_place": (
+                "30_models/predictor.html#_moved_by_place",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._source_of": (
+                "30_models/predictor.html#_source_of",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.build": (
+                "30_models/predictor.html#build",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.check_object": (
+                "30_models/predictor.html#check_object",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.torch_score": (
+                "30_models/predictor.html#torch_score",
+                "workbench/models/predictor.py",
+            ),
+        },
+        "workbench.models.shelf": {
+            "workbench.models.shelf.Shelf": ("30_models/shelf.html#shelf", "workbench/models/shelf.py"),
+            "workbench.models.shelf.Shelf.__init__": (
+                "30_models/shelf.html#shelf.__init__",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.__str__": (
+                "30_models/shelf.html#shelf.__str__",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf._claim": (
+                "30_models/shelf.html#shelf._claim",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf._digest": (
+                "30_models/shelf.html#shelf._digest",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf._folder": (
+                "30_models/shelf.html#shelf._folder",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf._repr_html_": (
+                "30_models/shelf.html#shelf._repr_html_",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.add": (
+                "30_models/shelf.html#shelf.add",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.aliases": (
+                "30_models/shelf.html#shelf.aliases",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.changes": (
+                "30_models/shelf.html#shelf.changes",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.load": (
+                "30_models/shelf.html#shelf.load",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.move_back": (
+                "30_models/shelf.html#shelf.move_back",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.names": (
+                "30_models/shelf.html#shelf.names",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.path": (
+                "30_models/shelf.html#shelf.path",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.resolve": (
+                "30_models/shelf.html#shelf.resolve",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.set_alias": (
+                "30_models/shelf.html#shelf.set_alias",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.table": (
+                "30_models/shelf.html#shelf.table",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.versions": (
+                "30_models/shelf.html#shelf.versions",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf._change": ("30_models/shelf.html#_change", "workbench/models/shelf.py"),
+            "workbench.models.shelf._check_name": (
+                "30_models/shelf.html#_check_name",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf._missing": ("30_models/shelf.html#_missing", "workbench/models/shelf.py"),
+            "workbench.models.shelf._point": ("30_models/shelf.html#_point", "workbench/models/shelf.py"),
+            "workbench.models.shelf._trail": ("30_models/shelf.html#_trail", "workbench/models/shelf.py"),
+            "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
+        },
+        "workbench.release.evidence": {
+            "workbench.release.evidence.Evidence": (
+                "60_release/evidence.html#evidence",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence.Evidence.__str__": (
+                "60_release/evidence.html#evidence.__str__",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence.Evidence._repr_html_": (
+                "60_release/evidence.html#evidence._repr_html_",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence.Evidence.to_json": (
+                "60_release/evidence.html#evidence.to_json",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._ask": (
+                "60_release/evidence.html#_ask",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._finite": (
+                "60_release/evidence.html#_finite",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._groups": (
+                "60_release/evidence.html#_groups",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._log": (
+                "60_release/evidence.html#_log",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._scores": (
+                "60_release/evidence.html#_scores",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence.measure": (
+                "60_release/evidence.html#measure",
+                "workbench/release/evidence.py",
+            ),
+        },
+        "workbench.release.gates": {
+            "workbench.release.gates.Choice": ("60_release/gates.html#choice", "workbench/release/gates.py"),
+            "workbench.release.gates.Choice.__str__": (
+                "60_release/gates.html#choice.__str__",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Choice._repr_html_": (
+                "60_release/gates.html#choice._repr_html_",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Gate": ("60_release/gates.html#gate", "workbench/release/gates.py"),
+            "workbench.release.gates.Gate.__post_init__": (
+                "60_release/gates.html#gate.__post_init__",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Gate.holds": (
+                "60_release/gates.html#gate.holds",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict": (
+                "60_release/gates.html#verdict",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict.__str__": (
+                "60_release/gates.html#verdict.__str__",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict._repr_html_": (
+                "60_release/gates.html#verdict._repr_html_",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict.failed": (
+                "60_release/gates.html#verdict.failed",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict.to_json": (
+                "60_release/gates.html#verdict.to_json",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._gain": ("60_release/gates.html#_gain", "workbench/release/gates.py"),
+            "workbench.release.gates._known": ("60_release/gates.html#_known", "workbench/release/gates.py"),
+            "workbench.release.gates._over_baseline": (
+                "60_release/gates.html#_over_baseline",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._over_champion": (
+                "60_release/gates.html#_over_champion",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._row": ("60_release/gates.html#_row", "workbench/release/gates.py"),
+            "workbench.release.gates._same_rows": (
+                "60_release/gates.html#_same_rows",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._slice_auc": (
+                "60_release/gates.html#_slice_auc",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._worst_slice": (
+                "60_release/gates.html#_worst_slice",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.default_gates": (
+                "60_release/gates.html#default_gates",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.judge": ("60_release/gates.html#judge", "workbench/release/gates.py"),
+            "workbench.release.gates.measures": (
+                "60_release/gates.html#measures",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.right_size": (
+                "60_release/gates.html#right_size",
+                "workbench/release/gates.py",
+            ),
+        },
+        "workbench.release.registry": {
+            "workbench.release.registry.Promotion": (
+                "60_release/registry.html#promotion",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.Promotion.__str__": (
+                "60_release/registry.html#promotion.__str__",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.Promotion._repr_html_": (
+                "60_release/registry.html#promotion._repr_html_",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.Status": (
+                "60_release/registry.html#status",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.Status.__str__": (
+                "60_release/registry.html#status.__str__",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.Status._repr_html_": (
+                "60_release/registry.html#status._repr_html_",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry._check_verdict": (
+                "60_release/registry.html#_check_verdict",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.champion": (
+                "60_release/registry.html#champion",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.judge_again": (
+                "60_release/registry.html#judge_again",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.last_verdict": (
+                "60_release/registry.html#last_verdict",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.promote": (
+                "60_release/registry.html#promote",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.rollback": (
+                "60_release/registry.html#rollback",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.status": (
+                "60_release/registry.html#status",
+                "workbench/release/registry.py",
+            ),
+        },
+        "workbench.serve.app": {
+            "workbench.serve.app.Meters": ("50_serve/app.html#meters", "workbench/serve/app.py"),
+            "workbench.serve.app.Meters.__init__": (
+                "50_serve/app.html#meters.__init__",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app.Meters.observe": (
+                "50_serve/app.html#meters.observe",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app.Meters.summary": (
+                "50_serve/app.html#meters.summary",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app.Meters.text": ("50_serve/app.html#meters.text", "workbench/serve/app.py"),
+            "workbench.serve.app._Desk": ("50_serve/app.html#_desk", "workbench/serve/app.py"),
+            "workbench.serve.app._Desk.__init__": (
+                "50_serve/app.html#_desk.__init__",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app._Desk.lifespan": (
+                "50_serve/app.html#_desk.lifespan",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app._Desk.pages": ("50_serve/app.html#_desk.pages", "workbench/serve/app.py"),
+            "workbench.serve.app._Desk.predict": (
+                "50_serve/app.html#_desk.predict",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app._check_type": ("50_serve/app.html#_check_type", "workbench/serve/app.py"),
+            "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
+            "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
+            "workbench.serve.app._no_such_route": (
+                "50_serve/app.html#_no_such_route",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app._serve_until_asked": (
+                "50_serve/app.html#_serve_until_asked",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app._signals_end_it": (
+                "50_serve/app.html#_signals_end_it",
+                "workbench/serve/app.py",
+            ),
+            "workbench.serve.app.create_app": ("50_serve/app.html#create_app", "workbench/serve/app.py"),
+            "workbench.serve.app.serve": ("50_serve/app.html#serve", "workbench/serve/app.py"),
+            "workbench.serve.app.service_token": (
+                "50_serve/app.html#service_token",
+                "workbench/serve/app.py",
+            ),
+        },
+        "workbench.serve.batch": {
+            "workbench.serve.batch.Scores": ("50_serve/batch.html#scores", "workbench/serve/batch.py"),
+            "workbench.serve.batch.Scores.__str__": (
+                "50_serve/batch.html#scores.__str__",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch.Scores._repr_html_": (
+                "50_serve/batch.html#scores._repr_html_",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch._score": ("50_serve/batch.html#_score", "workbench/serve/batch.py"),
+            "workbench.serve.batch.predict": ("50_serve/batch.html#predict", "workbench/serve/batch.py"),
+        },
+        "workbench.serve.body": {
+            "workbench.serve.body.Answer": ("50_serve/body.html#answer", "workbench/serve/body.py"),
+            "workbench.serve.body._errors": ("50_serve/body.html#_errors", "workbench/serve/body.py"),
+            "workbench.serve.body._json": ("50_serve/body.html#_json", "workbench/serve/body.py"),
+            "workbench.serve.body._only": ("50_serve/body.html#_only", "workbench/serve/body.py"),
+            "workbench.serve.body._page": ("50_serve/body.html#_page", "workbench/serve/body.py"),
+            "workbench.serve.body._predict": ("50_serve/body.html#_predict", "workbench/serve/body.py"),
+            "workbench.serve.body._unique": ("50_serve/body.html#_unique", "workbench/serve/body.py"),
+            "workbench.serve.body.openapi": ("50_serve/body.html#openapi", "workbench/serve/body.py"),
+            "workbench.serve.body.read_json": ("50_serve/body.html#read_json", "workbench/serve/body.py"),
+            "workbench.serve.body.read_rows": ("50_serve/body.html#read_rows", "workbench/serve/body.py"),
+            "workbench.serve.body.respond": ("50_serve/body.html#respond", "workbench/serve/body.py"),
+        },
+        "workbench.serve.engine": {
+            "workbench.serve.engine.Engine": ("50_serve/engine.html#engine", "workbench/serve/engine.py"),
+            "workbench.serve.engine.Engine.__init__": (
+                "50_serve/engine.html#engine.__init__",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.__str__": (
+                "50_serve/engine.html#engine.__str__",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._repr_html_": (
+                "50_serve/engine.html#engine._repr_html_",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._warm": (
+                "50_serve/engine.html#engine._warm",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.answers": (
+                "50_serve/engine.html#engine.answers",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.predict": (
+                "50_serve/engine.html#engine.predict",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.schema": (
+                "50_serve/engine.html#engine.schema",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.scores": (
+                "50_serve/engine.html#engine.scores",
+                "workbench/serve/engine.py",
+            ),
+        },
+        "workbench.serve.guard": {
+            "workbench.serve.guard.Guard": ("50_serve/guard.html#guard", "workbench/serve/guard.py"),
+            "workbench.serve.guard.Guard.__call__": (
+                "50_serve/guard.html#guard.__call__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Guard.__init__": (
+                "50_serve/guard.html#guard.__init__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Guard.admit": (
+                "50_serve/guard.html#guard.admit",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Guard.answer": (
+                "50_serve/guard.html#guard.answer",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Intake": ("50_serve/guard.html#intake", "workbench/serve/guard.py"),
+            "workbench.serve.guard.Intake.__call__": (
+                "50_serve/guard.html#intake.__call__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Intake.__init__": (
+                "50_serve/guard.html#intake.__init__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Intake._next": (
+                "50_serve/guard.html#intake._next",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Intake.drain": (
+                "50_serve/guard.html#intake.drain",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Limits": ("50_serve/guard.html#limits", "workbench/serve/guard.py"),
+            "workbench.serve.guard.Refusal": ("50_serve/guard.html#refusal", "workbench/serve/guard.py"),
+            "workbench.serve.guard.Refusal.__init__": (
+                "50_serve/guard.html#refusal.__init__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.Refusal.body": (
+                "50_serve/guard.html#refusal.body",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard._Exchange": ("50_serve/guard.html#_exchange", "workbench/serve/guard.py"),
+            "workbench.serve.guard._Exchange.__init__": (
+                "50_serve/guard.html#_exchange.__init__",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard._Exchange.refuse": (
+                "50_serve/guard.html#_exchange.refuse",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard._Exchange.run": (
+                "50_serve/guard.html#_exchange.run",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard._Exchange.send": (
+                "50_serve/guard.html#_exchange.send",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard._hostname": ("50_serve/guard.html#_hostname", "workbench/serve/guard.py"),
+            "workbench.serve.guard.check_host": (
+                "50_serve/guard.html#check_host",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.check_origin": (
+                "50_serve/guard.html#check_origin",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.check_token": (
+                "50_serve/guard.html#check_token",
+                "workbench/serve/guard.py",
+            ),
+        },
+        "workbench.serve.requestlog": {
+            "workbench.serve.requestlog.Entry": (
+                "50_serve/requestlog.html#entry",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.Pending": (
+                "50_serve/requestlog.html#pending",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.Pending.add": (
+                "50_serve/requestlog.html#pending.add",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.Pending.put_back": (
+                "50_serve/requestlog.html#pending.put_back",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.Pending.settle": (
+                "50_serve/requestlog.html#pending.settle",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.Pending.take": (
+                "50_serve/requestlog.html#pending.take",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog": (
+                "50_serve/requestlog.html#requestlog",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog.__init__": (
+                "50_serve/requestlog.html#requestlog.__init__",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog.__str__": (
+                "50_serve/requestlog.html#requestlog.__str__",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog._work": (
+                "50_serve/requestlog.html#requestlog._work",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog.add": (
+                "50_serve/requestlog.html#requestlog.add",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog.close": (
+                "50_serve/requestlog.html#requestlog.close",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.RequestLog.flush": (
+                "50_serve/requestlog.html#requestlog.flush",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._dated": (
+                "50_serve/requestlog.html#_dated",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._remove_stale": (
+                "50_serve/requestlog.html#_remove_stale",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._settle": (
+                "50_serve/requestlog.html#_settle",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._tell": (
+                "50_serve/requestlog.html#_tell",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._write_part": (
+                "50_serve/requestlog.html#_write_part",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.arrow_schema": (
+                "50_serve/requestlog.html#arrow_schema",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.read": (
+                "50_serve/requestlog.html#read",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog.to_table": (
+                "50_serve/requestlog.html#to_table",
+                "workbench/serve/requestlog.py",
+            ),
+        },
+        "workbench.serve.wire": {
+            "workbench.serve.wire.BoundedProtocol": (
+                "50_serve/wire.html#boundedprotocol",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol._end": (
+                "50_serve/wire.html#boundedprotocol._end",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol._watch": (
+                "50_serve/wire.html#boundedprotocol._watch",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.connection_lost": (
+                "50_serve/wire.html#boundedprotocol.connection_lost",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.connection_made": (
+                "50_serve/wire.html#boundedprotocol.connection_made",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.data_received": (
+                "50_serve/wire.html#boundedprotocol.data_received",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.on_body": (
+                "50_serve/wire.html#boundedprotocol.on_body",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.on_message_begin": (
+                "50_serve/wire.html#boundedprotocol.on_message_begin",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.on_message_complete": (
+                "50_serve/wire.html#boundedprotocol.on_message_complete",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.on_response_complete": (
+                "50_serve/wire.html#boundedprotocol.on_response_complete",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.send_400_response": (
+                "50_serve/wire.html#boundedprotocol.send_400_response",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire._Server": ("50_serve/wire.html#_server", "workbench/serve/wire.py"),
+            "workbench.serve.wire._Server.__init__": (
+                "50_serve/wire.html#_server.__init__",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire._Server.startup": (
+                "50_serve/wire.html#_server.startup",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.listen": ("50_serve/wire.html#listen", "workbench/serve/wire.py"),
+            "workbench.serve.wire.raw_answer": ("50_serve/wire.html#raw_answer", "workbench/serve/wire.py"),
+            "workbench.serve.wire.server": ("50_serve/wire.html#server", "workbench/serve/wire.py"),
+        },
+        "workbench.train.baseline": {
+            "workbench.train.baseline._logistic": (
+                "40_train/baseline.html#_logistic",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.fit_baseline": (
+                "40_train/baseline.html#fit_baseline",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.one_hot": (
+                "40_train/baseline.html#one_hot",
+                "workbench/train/baseline.py",
+            ),
+        },
+        "workbench.train.fit": {
+            "workbench.train.fit._first": ("40_train/fit.html#_first", "workbench/train/fit.py"),
+            "workbench.train.fit._result": ("40_train/fit.html#_result", "workbench/train/fit.py"),
+            "workbench.train.fit._threads": ("40_train/fit.html#_threads", "workbench/train/fit.py"),
+            "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
+            "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
+            "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
+        },
+        "workbench.train.loop": {
+            "workbench.train.loop.Arrays": ("40_train/loop.html#arrays", "workbench/train/loop.py"),
+            "workbench.train.loop.Arrays.check": (
+                "40_train/loop.html#arrays.check",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Arrays.of": ("40_train/loop.html#arrays.of", "workbench/train/loop.py"),
+            "workbench.train.loop.LoopConfig": ("40_train/loop.html#loopconfig", "workbench/train/loop.py"),
+            "workbench.train.loop.LoopConfig.__post_init__": (
+                "40_train/loop.html#loopconfig.__post_init__",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.LoopResult": ("40_train/loop.html#loopresult", "workbench/train/loop.py"),
+            "workbench.train.loop._epoch": ("40_train/loop.html#_epoch", "workbench/train/loop.py"),
+            "workbench.train.loop._logits": ("40_train/loop.html#_logits", "workbench/train/loop.py"),
+            "workbench.train.loop._not_finite": ("40_train/loop.html#_not_finite", "workbench/train/loop.py"),
+            "workbench.train.loop._valid_auc": ("40_train/loop.html#_valid_auc", "workbench/train/loop.py"),
+            "workbench.train.loop.batches": ("40_train/loop.html#batches", "workbench/train/loop.py"),
+            "workbench.train.loop.deterministic": (
+                "40_train/loop.html#deterministic",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.predict": ("40_train/loop.html#predict", "workbench/train/loop.py"),
+            "workbench.train.loop.save_weights": (
+                "40_train/loop.html#save_weights",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.train_loop": ("40_train/loop.html#train_loop", "workbench/train/loop.py"),
+            "workbench.train.loop.weights_of": ("40_train/loop.html#weights_of", "workbench/train/loop.py"),
+        },
+        "workbench.train.metrics": {
+            "workbench.train.metrics._brief": ("40_train/metrics.html#_brief", "workbench/train/metrics.py"),
+            "workbench.train.metrics._checked": (
+                "40_train/metrics.html#_checked",
+                "workbench/train/metrics.py",
+            ),
+            "workbench.train.metrics._slice": ("40_train/metrics.html#_slice", "workbench/train/metrics.py"),
+            "workbench.train.metrics.score": ("40_train/metrics.html#score", "workbench/train/metrics.py"),
+            "workbench.train.metrics.slices": ("40_train/metrics.html#slices", "workbench/train/metrics.py"),
+        },
+        "workbench.train.result": {
+            "workbench.train.result.Fit": ("40_train/result.html#fit", "workbench/train/result.py"),
+            "workbench.train.result.Fit.__str__": (
+                "40_train/result.html#fit.__str__",
+                "workbench/train/result.py",
+            ),
+            "workbench.train.result.Fit._repr_html_": (
+                "40_train/result.html#fit._repr_html_",
+                "workbench/train/result.py",
+            ),
+            "workbench.train.result.Fit.bundle": (
+                "40_train/result.html#fit.bundle",
+                "workbench/train/result.py",
+            ),
+            "workbench.train.result.Fit.lineage": (
+                "40_train/result.html#fit.lineage",
+                "workbench/train/result.py",
+            ),
+            "workbench.train.result._curve": ("40_train/result.html#_curve", "workbench/train/result.py"),
+            "workbench.train.result.model_path": (
+                "40_train/result.html#model_path",
+                "workbench/train/result.py",
+            ),
+            "workbench.train.result.rebuild": ("40_train/result.html#rebuild", "workbench/train/result.py"),
+        },
+        "workbench.train.rows": {
+            "workbench.train.rows.Rows": ("40_train/rows.html#rows", "workbench/train/rows.py"),
+            "workbench.train.rows._encoded": ("40_train/rows.html#_encoded", "workbench/train/rows.py"),
+            "workbench.train.rows.encoded": ("40_train/rows.html#encoded", "workbench/train/rows.py"),
+        },
+        "workbench.train.scale": {
+            "workbench.train.scale.Relay": ("40_train/scale.html#relay", "workbench/train/scale.py"),
+            "workbench.train.scale.Relay.__init__": (
+                "40_train/scale.html#relay.__init__",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Relay._write": (
+                "40_train/scale.html#relay._write",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Relay.epoch": (
+                "40_train/scale.html#relay.epoch",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Relay.flush": (
+                "40_train/scale.html#relay.flush",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Relay.step": (
+                "40_train/scale.html#relay.step",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Tail": ("40_train/scale.html#tail", "workbench/train/scale.py"),
+            "workbench.train.scale.Tail.__init__": (
+                "40_train/scale.html#tail.__init__",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.Tail.read": ("40_train/scale.html#tail.read", "workbench/train/scale.py"),
+            "workbench.train.scale._as_dict": ("40_train/scale.html#_as_dict", "workbench/train/scale.py"),
+            "workbench.train.scale._error": ("40_train/scale.html#_error", "workbench/train/scale.py"),
+            "workbench.train.scale._follow": ("40_train/scale.html#_follow", "workbench/train/scale.py"),
+            "workbench.train.scale._guard": ("40_train/scale.html#_guard", "workbench/train/scale.py"),
+            "workbench.train.scale._launch": ("40_train/scale.html#_launch", "workbench/train/scale.py"),
+            "workbench.train.scale._local": ("40_train/scale.html#_local", "workbench/train/scale.py"),
+            "workbench.train.scale._processes": (
+                "40_train/scale.html#_processes",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale._result": ("40_train/scale.html#_result", "workbench/train/scale.py"),
+            "workbench.train.scale._roomy": ("40_train/scale.html#_roomy", "workbench/train/scale.py"),
+            "workbench.train.scale._train": ("40_train/scale.html#_train", "workbench/train/scale.py"),
+            "workbench.train.scale._work": ("40_train/scale.html#_work", "workbench/train/scale.py"),
+            "workbench.train.scale.end": ("40_train/scale.html#end", "workbench/train/scale.py"),
+            "workbench.train.scale.scale_loop": (
+                "40_train/scale.html#scale_loop",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.secure_token": (
+                "40_train/scale.html#secure_token",
+                "workbench/train/scale.py",
+            ),
+            "workbench.train.scale.session": ("40_train/scale.html#session", "workbench/train/scale.py"),
+            "workbench.train.scale.started_in": (
+                "40_train/scale.html#started_in",
+                "workbench/train/scale.py",
+            ),
         },
     },
 }

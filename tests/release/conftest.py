@@ -24,14 +24,14 @@ def feed(project) -> Feed:
 
 def evidence(ref: str = "flights/2", auc: float = 0.71, **more) -> Evidence:
     "Evidence as `measure` gives it, with the figures a test wants."
-    brier, by = more.pop("brier", 0.15), more.pop("by", {})
+    brier, pr_auc, by = more.pop("brier", 0.15), more.pop("pr_auc", 0.4), more.pop("by", {})
     rows = [
         {"slice": "carrier", "group": group, "rows": count, "auc": value, "brier": 0.1, "rate": 0.2}
         for group, (value, count) in by.items()
     ]
     facts = {"latency_p50_ms": 0.2, "latency_p99_ms": 0.4, "serving_skew": 0.0, "size_mb": 0.3}
     facts |= {"rows": 27_000, "fingerprint": "september", "digest": f"digest of {ref}", **more}
-    return Evidence(ref=ref, metrics={"auc": auc, "brier": brier}, slices=rows, **facts)
+    return Evidence(ref=ref, metrics={"auc": auc, "pr_auc": pr_auc, "brier": brier}, slices=rows, **facts)
 
 
 @pytest.fixture(name="evidence")

@@ -17,7 +17,7 @@ def failed(verdict) -> list[str]:
 
 def test_what_is_better_passes(evidence) -> None:
     verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
-    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 8 gates passed"
+    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 12 gates passed"
     assert {row["gate"] for row in verdict.rows} == set(measures())
 
 
@@ -28,6 +28,10 @@ def test_what_is_better_passes(evidence) -> None:
         ({"auc": 0.699}, "auc_over_baseline"),
         ({"auc": 0.706}, "auc_over_champion"),
         ({"brier": 0.156}, "brier_over_baseline"),
+        ({"brier": 0.156}, "brier_over_champion"),
+        ({"pr_auc": 0.3}, "pr_auc_over_baseline"),
+        ({"pr_auc": 0.3}, "pr_auc_over_champion"),
+        ({"by": {"UA": (0.71, 900), "HA": (0.54, 900)}}, "worst_slice_auc"),
         ({"latency_p99_ms": 20.01}, "latency_p99_ms"),
         ({"latency_p99_ms": math.nan}, "latency_p99_ms"),
         ({"size_mb": 201.0}, "size_mb"),
@@ -51,9 +55,9 @@ def test_a_limit_that_is_met_exactly_passes(evidence, direction, limit: float) -
 
 def test_small_slices_do_not_count_and_new_ones_have_nothing_to_lose(evidence) -> None:
     before = evidence("flights/1", 0.70, by={"UA": (0.70, 900), "HA": (0.70, 499)})
-    after = evidence(auc=0.71, by={"UA": (0.71, 900), "HA": (0.10, 499), "YV": (0.10, 900)})
+    after = evidence(auc=0.71, by={"UA": (0.71, 900), "HA": (0.10, 499), "YV": (0.56, 900)})
     assert judge(after, baseline=before, champion=None).passed
-    bigger = evidence(auc=0.71, by={"HA": (0.10, 500)})
+    bigger = evidence(auc=0.71, by={"HA": (0.60, 500)})
     verdict = judge(bigger, baseline=before, champion=None)
     assert failed(verdict) == ["worst_slice"] and "carrier HA" in verdict.why
 

@@ -18,7 +18,7 @@ from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
 from workbench.release.evidence import measure
 from workbench.release.gates import default_gates, judge
-from workbench.release.registry import champion, promote, rollback, status
+from workbench.release.registry import champion, judge_again, last_verdict, promote, rollback, status
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_status_shows_where_it_stands(shelf: Shelf, three, judged) -> None:
 
 def test_measured_judged_promoted_with_real_parts(shelf: Shelf, feed) -> None:
     weak, strong = (shelf.add("delays", **toy.linear_parts(slope=slope)) for slope in (0.01, 3.0))
-    gates = default_gates(latency_p99_ms=1000, auc=0.5)
+    gates = default_gates(latency_p99_ms=1000, auc=0.5, worst_slice_auc=0.5)
     first = measure(weak, feed, calls=20, ledger=shelf.ledger)
     verdict = judge(first, baseline=first, champion=None, gates=gates)
     promote(weak, verdict=verdict, ledger=shelf.ledger)
@@ -184,3 +184,32 @@ def test_measured_judged_promoted_with_real_parts(shelf: Shelf, feed) -> None:
     better = judge(second, baseline=first, champion=first, gates=gates)
     done = promote(strong, verdict=better, ledger=shelf.ledger)
     assert (done.version, done.previous) == (2, 1) and champion("delays", shelf.ledger).version == 2
+
+
+def test_a_version_is_promoted_again_on_its_kept_verdict(shelf: Shelf, three, judged) -> None:
+    first, second = three[0], three[1]
+    with pytest.raises(GateRefused, match="never judged"):
+        last_verdict(first, shelf.ledger)
+    promote(first, verdict=judged(first), ledger=shelf.ledger)
+    promote(second, verdict=judged(second, first), ledger=shelf.ledger)
+    rollback("flights", ledger=shelf.ledger)
+    kept = last_verdict(second, shelf.ledger)
+    assert kept.to_json() == judged(second, first).to_json()
+    assert promote(second, verdict=kept, ledger=shelf.ledger).version == 2
+
+
+def test_an_edited_verdict_is_corrupt(shelf: Shelf, three, judged) -> None:
+    with pytest.raises(GateRefused):
+        promote(three[0], verdict=judged(three[0], latency_p99_ms=99.0), ledger=shelf.ledger)
+    digest = runs(shelf.ledger, kind="promote")[0].params["verdict"]
+    path = shelf.ledger.store.path("cache", digest[:2], digest)
+    path.write_text(path.read_text().replace("false", "true"))
+    with pytest.raises(Corrupt):
+        last_verdict(three[0], shelf.ledger)
+
+
+def test_judging_again_measures_all_three_on_the_same_rows(shelf: Shelf, three, judged, feed) -> None:
+    promote(three[0], verdict=judged(three[0]), ledger=shelf.ledger)
+    verdict = judge_again(three[1], feed, three[2], ledger=shelf.ledger)
+    assert (verdict.digest, verdict.champion) == (three[1].digest, three[0].digest)
+    assert len(runs(shelf.ledger, kind="measure")) == 3

@@ -209,12 +209,27 @@ def serve(
 def promote(
     model: str,
     alias: Annotated[str, typer.Option(help="The alias to move.")] = "champion",
+    feed: Annotated[
+        str, typer.Option(help="Files to judge it on now; without, its last verdict counts.")
+    ] = "",
+    where: Annotated[str, typer.Option(help="SQL filter over the feed.")] = "",
+    baseline: Annotated[str, typer.Option(help="The model (name/version) it must not be worse than.")] = "",
     as_json: Json = False,
 ) -> None:
-    "Give a version (name/version) an alias, on the gates it has passed."
+    "Give a version (name/version) an alias, on the gates it passes."
+    from workbench.data.feed import Feed
+    from workbench.models.shelf import load
     from workbench.release import registry
 
-    _emit(registry.promote_again(model, alias=alias), as_json)
+    if bool(feed) != bool(baseline):
+        raise BadParameter("--feed and --baseline go together", "name the rows and the model to compare with")
+    bundle = load(model)
+    if feed:
+        rows = Feed(_from_here(feed), bundle.contract, where=where)
+        verdict = registry.judge_again(bundle, rows, load(baseline))
+    else:
+        verdict = registry.last_verdict(bundle)
+    _emit(registry.promote(bundle, verdict=verdict, alias=alias), as_json)
 
 
 @app.command()

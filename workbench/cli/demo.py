@@ -70,6 +70,8 @@ class Page:
     def __str__(self) -> str:
         return "\n".join([*_data_lines(self), *_model_lines(self), *_service_lines(self)])
 
+    __repr__ = __str__
+
 
 # %% ../../notebooks/95_cli/20_demo.ipynb #page-lines
 def _data_lines(page: Page) -> list[str]:

@@ -334,6 +334,8 @@ class Contract:
     def __str__(self) -> str:
         return f"Contract {self.name}: {len(self.columns)} columns, {len(self.rules)} rules, error budget {self.error_budget:.1%}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         rows = [{"column": name} | _shown(column) for name, column in self.columns.items()]
         rules = [asdict(rule) for rule in self.rules]

@@ -60,7 +60,7 @@ def _binned(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _bin_names(edges: np.ndarray) -> list[str]:
-    shown = [f"{edge:.4g}" for edge in edges]
+    shown = [f"{edge:.4g}" if abs(edge) > 1e-300 else "0" for edge in edges]  # not the float next to zero
     if not shown:
         return ["all"]
     middle = [f"{low} to {high}" for low, high in zip(shown, shown[1:], strict=False)]
@@ -180,6 +180,8 @@ class DriftReport:
     def __str__(self) -> str:
         first = ", ".join(f"{c.column} {c.psi:.2f}" for c in self.columns[:3])
         return f"Drift of {self.rows[1]:,} rows from {self.rows[0]:,}: {self.level}; PSI {first}"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         tone = {"stable": "good", "moderate": "warn", "drifted": "bad"}[self.level]

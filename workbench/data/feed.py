@@ -222,6 +222,8 @@ class Report:
         text = f"Feed {self.feed}: {self.accepted:,} of {self.rows:,} rows accepted, {self.refused:,} refused ({self.share:.2%})"
         return f"{text}: {why}" if why else text
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {"rows": self.rows, "accepted": self.accepted, "refused": self.refused, "run": self.run}
         facts |= {"took": f"{self.took_s:.2f} s", "fingerprint": self.fingerprint[:12]}
@@ -404,6 +406,8 @@ class Feed:
         where = f" where {self.condition}" if self.condition else ""
         state = f": {self._report.accepted:,} of {self._report.rows:,} rows accepted" if self._report else ""
         return f"Feed {self.name}, {len(self.files)} files{where}{state}"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         shown = ", ".join(_label(path) for path in self.files[:3]) + (", ..." if len(self.files) > 3 else "")

@@ -205,6 +205,8 @@ class Recipe:
         width = f"{self.width} columns" if self.stats else "not fitted"
         return f"Recipe {self.features}: {len(self.numeric)} numbers, {len(self.categorical)} categories, {width}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {"features": self.features, "label": self.label, "fitted": "yes" if self.stats else "no"}
         return html.card("Recipe", html.table(_learned(self)), facts=facts)

@@ -108,6 +108,8 @@ class Bundle:
     def __str__(self) -> str:
         return f"Bundle {self.ref}: {self.meta['model']} ({self.framework}, {self.size_bytes / 1e6:.2f} MB)"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {
             "model": self.meta["model"],

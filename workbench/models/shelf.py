@@ -201,6 +201,8 @@ class Shelf:
     def __str__(self) -> str:
         return f"Shelf of {len(self.names())} models"
 
+    __repr__ = __str__
+
     def table(self, name: str = "") -> list[dict[str, Any]]:
         "What is known of each version without reading it, newest first; of one model or of all."
         sql = "select * from versions where digest<>'' and (?='' or name=?) order by name, version desc"

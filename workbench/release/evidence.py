@@ -57,8 +57,10 @@ class Evidence:
         return _finite(asdict(self))
 
     def __str__(self) -> str:
-        auc, p99 = html.show(self.metrics["auc"]), html.show(self.latency_p99_ms)
+        auc, p99 = html.plain(self.metrics["auc"]), html.plain(self.latency_p99_ms)
         return f"Evidence {self.ref}: AUC {auc} on {self.rows:,} rows, p99 {p99} ms, {self.size_mb:.2f} MB"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         facts = {

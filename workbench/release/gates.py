@@ -72,12 +72,18 @@ def _known(value: float | None) -> float | None:
 
 def _gain(name: str, new: Evidence, old: Evidence) -> tuple[float | None, str]:
     a, b = _known(new.metrics.get(name)), _known(old.metrics.get(name))
-    how = f"{html.show(a)} against {html.show(b)} of {old.ref}"
+    how = f"{html.plain(a)} against {html.plain(b)} of {old.ref}"
     return (None if a is None or b is None else a - b), how
 
 
-def _over_champion(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
-    return _gain("auc", new, champion) if champion else (0.0, "there is no champion yet")
+def _over_baseline(name: str) -> Measure:
+    return lambda new, baseline, champion: _gain(name, new, baseline)
+
+
+def _over_champion(name: str) -> Measure:
+    return lambda new, baseline, champion: (
+        _gain(name, new, champion) if champion else (0.0, "there is no champion yet")
+    )
 
 
 def _worst_slice(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
@@ -94,12 +100,23 @@ def _worst_slice(new: Evidence, baseline: Evidence, champion: Evidence | None) -
     return min(lost, default=(0.0, f"no slice has {SLICE_ROWS} rows"))
 
 
+def _slice_auc(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
+    "The lowest AUC of any slice, whatever stood before."
+    large = [row for row in new.slices if row["rows"] >= SLICE_ROWS and _known(row["auc"]) is not None]
+    found = [(row["auc"], f"{row['slice']} {row['group']}, {row['rows']:,} rows") for row in large]
+    return min(found, default=_MEASURES["auc"](new, baseline, champion))
+
+
 _MEASURES: dict[str, Measure] = {
     "auc": lambda new, baseline, champion: (_known(new.metrics.get("auc")), f"on {new.rows:,} rows"),
-    "auc_over_baseline": lambda new, baseline, champion: _gain("auc", new, baseline),
-    "auc_over_champion": _over_champion,
+    "auc_over_baseline": _over_baseline("auc"),
+    "auc_over_champion": _over_champion("auc"),
+    "pr_auc_over_baseline": _over_baseline("pr_auc"),
+    "pr_auc_over_champion": _over_champion("pr_auc"),
+    "brier_over_baseline": _over_baseline("brier"),
+    "brier_over_champion": _over_champion("brier"),
     "worst_slice": _worst_slice,
-    "brier_over_baseline": lambda new, baseline, champion: _gain("brier", new, baseline),
+    "worst_slice_auc": _slice_auc,
     "latency_p99_ms": lambda new, baseline, champion: (_known(new.latency_p99_ms), "requests of one row"),
     "size_mb": lambda new, baseline, champion: (_known(new.size_mb), "files of the bundle"),
     "serving_skew": lambda new, baseline, champion: (_known(new.serving_skew), "served against batch answer"),
@@ -110,8 +127,12 @@ _DEFAULT = (
     Gate("auc", 0.6, ">=", "it must rank clearly better than chance"),
     Gate("auc_over_baseline", 0.0, ">=", "the simplest model must not be better"),
     Gate("auc_over_champion", -0.002, ">=", "what is in service must not get worse"),
+    Gate("pr_auc_over_baseline", -0.005, ">=", "the rare class must be found as well"),
+    Gate("pr_auc_over_champion", -0.005, ">=", "and not worse than today"),
     Gate("worst_slice", -0.03, ">=", "no group may pay for the average"),
+    Gate("worst_slice_auc", 0.55, ">=", "no group may be left with guesses"),
     Gate("brier_over_baseline", 0.005, "<=", "the probabilities must stay honest"),
+    Gate("brier_over_champion", 0.005, "<=", "and no less than today"),
     Gate("latency_p99_ms", 20.0, "<=", "a request has a time budget"),
     Gate("size_mb", 200.0, "<=", "a replica has to load it"),
     Gate("serving_skew", 0.0, "<=", "the service must answer what was measured"),
@@ -151,6 +172,8 @@ class Verdict:
     def __str__(self) -> str:
         return f"Verdict {self.ref}: {'passed' if self.passed else 'refused'}: {self.why}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         tone = html.badge("passed", "good") if self.passed else html.badge("refused", "bad")
         shown = [{**row, "passed": "yes" if row["passed"] else "NO"} for row in self.rows]
@@ -172,7 +195,7 @@ def judge(
     for other in (baseline, champion):
         _same_rows(challenger, other or baseline)
     rows = [_row(gate, *_MEASURES[gate.name](challenger, baseline, champion)) for gate in gates]
-    failed = [f"{row['gate']} {html.show(row['value'])} ({row['how']})" for row in rows if not row["passed"]]
+    failed = [f"{row['gate']} {html.plain(row['value'])} ({row['how']})" for row in rows if not row["passed"]]
     why = "; ".join(failed) or f"all {len(rows)} gates passed"
     against = champion.digest if champion else ""
     return Verdict(challenger.ref, challenger.digest, against, challenger.fingerprint, rows, not failed, why)
@@ -208,6 +231,8 @@ class Choice:
 
     def __str__(self) -> str:
         return f"Choice {self.winner} ({self.evidence.ref}): {self.why}"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html.card(

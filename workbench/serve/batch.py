@@ -43,6 +43,8 @@ class Scores:
     def __str__(self) -> str:
         return f"{self.rows:,} rows scored by {self.model} at {self.rows_per_s:,.0f} rows/s into {self.path}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {"model": self.model, "rows": self.rows, "refused": self.refused, "run": self.run}
         return html.card(

@@ -85,6 +85,8 @@ class Engine:
     def __str__(self) -> str:
         return f"Engine {self.bundle.ref}: {self.row_s * 1e6:.0f} us a row"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         facts = {
             "version": self.version,
