@@ -64,7 +64,11 @@ def order_violations(root: Path) -> list[str]:
         path = root / "workbench" / (name.replace(".", "/") + ".py")
         if path.exists():
             used = {target for target in _imports(path, name) if target in order}
-            bad += [f"{name} imports {u}, which does not sort before it" for u in sorted(used) if order[u] >= order[name]]
+            bad += [
+                f"{name} imports {u}, which does not sort before it"
+                for u in sorted(used)
+                if order[u] >= order[name]
+            ]
     return bad
 
 
@@ -105,7 +109,9 @@ def conflict_violations(root: Path) -> list[str]:
     marks = re.compile(r"^(<{7}|>{7}) ", re.M)
     paths = [*notebooks(root), *(root / "workbench").rglob("*.py")]
     texts = {p: "\n".join(map(source, cells(p))) if p.suffix == ".ipynb" else p.read_text() for p in paths}
-    return [f"{p.relative_to(root)} holds conflict markers" for p, text in texts.items() if marks.search(text)]
+    return [
+        f"{p.relative_to(root)} holds conflict markers" for p, text in texts.items() if marks.search(text)
+    ]
 
 
 _EXPORT = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
@@ -128,7 +134,9 @@ def sync_violations(root: Path, scratch: Path) -> list[str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     new.mkdir(exist_ok=True)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", _EXPORT], cwd=scratch, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _EXPORT], cwd=scratch, check=True, capture_output=True
+    )
     subprocess.run([sys.executable, "-m", "ruff", "format", "-q", "workbench"], cwd=scratch, check=True)
     have = {p.relative_to(old): p.read_bytes() for p in old.rglob("*.py")}
     want = {p.relative_to(new): p.read_bytes() for p in new.rglob("*.py")}

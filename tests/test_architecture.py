@@ -13,7 +13,10 @@ from conftest import ROOT
 def notebook(path: Path, *sources: str, tags: list[str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds = {"cell_type": "code", "outputs": [], "execution_count": None}
-    made = [{**kinds, "id": f"cell{n}", "source": s, "metadata": {"tags": tags or []}} for n, s in enumerate(sources)]
+    made = [
+        {**kinds, "id": f"cell{n}", "source": s, "metadata": {"tags": tags or []}}
+        for n, s in enumerate(sources)
+    ]
     path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
 
@@ -39,7 +42,9 @@ def test_notebook_order_is_dependency_order() -> None:
     assert house.order_violations(ROOT) == []
 
 
-@pytest.mark.parametrize("line", ["from ..data.b import Y", "from ..data import b", "import workbench.data.b"])
+@pytest.mark.parametrize(
+    "line", ["from ..data.b import Y", "from ..data import b", "import workbench.data.b"]
+)
 def test_a_backward_import_is_found(tree: Path, line: str) -> None:
     assert house.order_violations(tree) == []
     module(tree, "base.a", f"def f() -> None:\n    {line}\n")
@@ -115,7 +120,11 @@ def test_functions_and_modules_are_small_typed_and_documented() -> None:
 def test_size_violations_are_found(tree: Path) -> None:
     assert house.size_violations(tree) == []
     body = "    x = 1\n" * 51
-    module(tree, "base.a", f"from os import *\n\ndef f(a) -> None:\n    'Doc.'\n{body}\ndef g() -> None:\n    pass\n")
+    module(
+        tree,
+        "base.a",
+        f"from os import *\n\ndef f(a) -> None:\n    'Doc.'\n{body}\ndef g() -> None:\n    pass\n",
+    )
     found = house.size_violations(tree)
     assert len(found) == 5, found
 

@@ -19,7 +19,18 @@ NAMES = [
     "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "load", "measure", "predict",
     "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "track", "write_parquet",
 ]  # fmt: skip
-HEAVY = ("torch", "ray", "pandas", "polars", "papermill", "mlflow", "sklearn", "matplotlib", "fastapi", "pydantic")
+HEAVY = (
+    "torch",
+    "ray",
+    "pandas",
+    "polars",
+    "papermill",
+    "mlflow",
+    "sklearn",
+    "matplotlib",
+    "fastapi",
+    "pydantic",
+)
 IMPORT_LIMIT_S = 0.2
 
 
@@ -34,7 +45,9 @@ def test_the_public_names_are_these_and_no_others() -> None:
 
 def _import(code: str) -> tuple[float, set[str]]:
     "Seconds that `code` takes in a fresh process (best of 3), and the modules it leaves loaded."
-    program = f"import sys, time; t = time.perf_counter(); {code}; print(time.perf_counter() - t, *sys.modules)"
+    program = (
+        f"import sys, time; t = time.perf_counter(); {code}; print(time.perf_counter() - t, *sys.modules)"
+    )
     best, loaded = 1e9, set()
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -34,7 +34,9 @@ def test_a_clean_checkout_has_no_patch(repo: Path, store: Store) -> None:
     assert found == {"commit": git(repo, "rev-parse", "HEAD"), "patch": "", "note": ""}
 
 
-def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(repo: Path, store: Store, tmp_path) -> None:
+def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(
+    repo: Path, store: Store, tmp_path
+) -> None:
     (repo / "train.py").write_text("lr = 0.9\n")
     (repo / "gone.py").unlink()
     (repo / "new.bin").write_bytes(bytes(range(256)))
@@ -60,7 +62,9 @@ def test_the_environment_names_every_distribution() -> None:
 
 def test_a_notebook_is_its_code(tmp_path: Path) -> None:
     def hashed(*cells: tuple[str, str]) -> str:
-        made = [{"cell_type": kind, "source": source.splitlines(True), "outputs": []} for kind, source in cells]
+        made = [
+            {"cell_type": kind, "source": source.splitlines(True), "outputs": []} for kind, source in cells
+        ]
         (tmp_path / "a.ipynb").write_text(json.dumps({"cells": made}))
         return notebook_hash(tmp_path / "a.ipynb")
 

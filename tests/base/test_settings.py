@@ -43,7 +43,9 @@ def test_a_changed_file_is_read_again(project: Path) -> None:
         ("[other]\n", "laptop", "it has other"),
     ],
 )
-def test_bad_settings_name_file_section_and_accepted_form(project: Path, text: str, profile: str, said: str) -> None:
+def test_bad_settings_name_file_section_and_accepted_form(
+    project: Path, text: str, profile: str, said: str
+) -> None:
     write(project, text)
     with pytest.raises(BadSetting) as caught:
         load_settings(profile)

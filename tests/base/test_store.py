@@ -17,7 +17,11 @@ from workbench.base.errors import BadInput, Corrupt, NotFound
 from workbench.base.store import Store, atomic_folder, atomic_path, atomic_write, safe_path
 
 
-@given(st.lists(st.sampled_from(["..", ".", "a", "/", "/etc", "a/../..", "%2e%2e", "\0", "~", "a/b"]), max_size=4))
+@given(
+    st.lists(
+        st.sampled_from(["..", ".", "a", "/", "/etc", "a/../..", "%2e%2e", "\0", "~", "a/b"]), max_size=4
+    )
+)
 @settings(max_examples=300, deadline=None)
 def test_no_name_leaves_the_folder(parts: list[str]) -> None:
     root = Path("/tmp/workbench-safe-root")

@@ -78,13 +78,19 @@ def test_december_is_colder(done: tuple[Path, dict]) -> None:
 
 def test_the_report_is_one_file_with_pictures(done: tuple[Path, dict]) -> None:
     text = Path(done[1]["report"]).read_text(encoding="utf-8")
-    assert text.count("<svg") >= 5 and "<script" not in text and "http://" not in text.replace("http://www.w3.org", "")
+    assert (
+        text.count("<svg") >= 5
+        and "<script" not in text
+        and "http://" not in text.replace("http://www.w3.org", "")
+    )
 
 
 def test_the_records_hold_together(done: tuple[Path, dict]) -> None:
     project, page = done
     env = environment(project)
-    listed = subprocess.run([*COMMAND, "runs", "--json", "--limit", "200"], cwd=project, env=env, capture_output=True)
+    listed = subprocess.run(
+        [*COMMAND, "runs", "--json", "--limit", "200"], cwd=project, env=env, capture_output=True
+    )
     runs = json.loads(listed.stdout)
     assert {run["status"] for run in runs} == {"succeeded"}
     demo = next(run for run in runs if run["kind"] == "demo")
@@ -103,7 +109,9 @@ def test_nothing_is_left_running(done: tuple[Path, dict]) -> None:
 def test_ctrl_c_leaves_no_process_and_a_killed_run(tmp_path: Path) -> None:
     project = checkout(tmp_path)
     env = environment(project)
-    demo = subprocess.Popen([*COMMAND, "demo"], cwd=project, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    demo = subprocess.Popen(
+        [*COMMAND, "demo"], cwd=project, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     deadline = time.monotonic() + 60
     while not list(project.glob(".workbench/runs/*/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -116,5 +124,9 @@ def test_ctrl_c_leaves_no_process_and_a_killed_run(tmp_path: Path) -> None:
     while processes(str(project)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes(str(project)) == []
-    listed = subprocess.run([*COMMAND, "runs", "--json"], cwd=project, env=env, capture_output=True, check=True)
-    assert {run["status"] for run in json.loads(listed.stdout) if run["kind"] in ("demo", "job")} == {"killed"}
+    listed = subprocess.run(
+        [*COMMAND, "runs", "--json"], cwd=project, env=env, capture_output=True, check=True
+    )
+    assert {run["status"] for run in json.loads(listed.stdout) if run["kind"] in ("demo", "job")} == {
+        "killed"
+    }
