@@ -9,8 +9,6 @@ import pytest
 from workbench.base.records import Ledger
 from workbench.base.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import house
 import pytest
-from conftest import ROOT
+from house import ROOT
 
 
 def notebook(path: Path, *sources: str, tags: list[str] | None = None) -> None:

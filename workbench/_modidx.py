@@ -998,6 +998,7 @@ d = {
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._capped": ("80_jobs/engine.html#_capped", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine._merged": ("80_jobs/engine.html#_merged", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._private_folder": (
                 "80_jobs/engine.html#_private_folder",
                 "workbench/jobs/engine.py",
@@ -1429,13 +1430,13 @@ d = {
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf._change": ("30_models/shelf.html#_change", "workbench/models/shelf.py"),
-            "workbench.models.shelf._check_name": (
-                "30_models/shelf.html#_check_name",
-                "workbench/models/shelf.py",
-            ),
             "workbench.models.shelf._missing": ("30_models/shelf.html#_missing", "workbench/models/shelf.py"),
             "workbench.models.shelf._point": ("30_models/shelf.html#_point", "workbench/models/shelf.py"),
             "workbench.models.shelf._trail": ("30_models/shelf.html#_trail", "workbench/models/shelf.py"),
+            "workbench.models.shelf.check_name": (
+                "30_models/shelf.html#check_name",
+                "workbench/models/shelf.py",
+            ),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
         },
         "workbench.release.evidence": {
@@ -1521,6 +1522,7 @@ d = {
             ),
             "workbench.release.gates._gain": ("60_release/gates.html#_gain", "workbench/release/gates.py"),
             "workbench.release.gates._known": ("60_release/gates.html#_known", "workbench/release/gates.py"),
+            "workbench.release.gates._line": ("60_release/gates.html#_line", "workbench/release/gates.py"),
             "workbench.release.gates._over_baseline": (
                 "60_release/gates.html#_over_baseline",
                 "workbench/release/gates.py",

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from house import ROOT
 
 COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
 

@@ -134,5 +134,7 @@ def test_it_shows_itself_escaped(evidence) -> None:
     choice = right_size(bad, replace(bad, ref="<i>"))
     for noun in (verdict, choice):
         shown = noun._repr_html_()
-        assert "<b>x</b>" not in shown and "<i>" not in shown and "\n" not in str(noun)
-    assert "refused" in str(verdict)
+        assert "<b>x</b>" not in shown and "<i>" not in shown
+    assert "\n" not in str(choice)
+    head, *lines = str(verdict).splitlines()
+    assert "refused" in head and len(lines) == 12 and "  NO auc " in lines[0]

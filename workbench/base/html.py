@@ -45,8 +45,10 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 
 def _cell(value: Any) -> str:
+    text = show(value)
     side = "right" if isinstance(value, int | float) and not isinstance(value, bool) else "left"
-    return f"<td style='{_CELL}{side}'>{show(value)}</td>"
+    wrap = ";white-space:nowrap" if len(text) <= 16 else ""
+    return f"<td style='{_CELL}{side}{wrap}'>{text}</td>"
 
 
 # %% ../../notebooks/00_base/60_html.ipynb #card

@@ -170,7 +170,8 @@ class Verdict:
         return [row for row in self.rows if not row["passed"]]
 
     def __str__(self) -> str:
-        return f"Verdict {self.ref}: {'passed' if self.passed else 'refused'}: {self.why}"
+        head = f"Verdict {self.ref}: {'passed' if self.passed else 'refused'}: {self.why}"
+        return "\n".join([head, *map(_line, self.rows)])
 
     __repr__ = __str__
 
@@ -178,6 +179,12 @@ class Verdict:
         tone = html.badge("passed", "good") if self.passed else html.badge("refused", "bad")
         shown = [{**row, "passed": "yes" if row["passed"] else "NO"} for row in self.rows]
         return html.card(f"verdict {self.ref}", tone, html.table(shown), facts={"why": self.why})
+
+
+# %% ../../notebooks/60_release/20_gates.ipynb #line
+def _line(row: dict[str, Any]) -> str:
+    mark, value = "ok" if row["passed"] else "NO", html.plain(row["value"])
+    return f"  {mark} {row['gate']:22} {value:>10}  {row['limit']:10} {row['how']}"
 
 
 # %% ../../notebooks/60_release/20_gates.ipynb #judge

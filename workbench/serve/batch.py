@@ -73,10 +73,11 @@ def predict(
         predictions = _score(bundle.predictor(), columns, frame.height)
         rows_per_s = frame.height / max(time.perf_counter() - begin, 1e-9)
         polars = need("polars", extra="data")
-        keys = feed.contract.of("key")
-        scored = frame.select(keys).with_columns(
-            polars.Series("prediction", predictions), polars.lit(bundle.ref).alias("model")
-        )
+        answers = [
+            polars.Series("prediction", predictions),
+            polars.Series("model", [bundle.ref]).new_from_index(0, frame.height),
+        ]
+        scored = polars.DataFrame([*(frame[name] for name in feed.contract.of("key")), *answers])
         path = write_parquet(project_path(to), scored)
         run.keep("scores", path)
         run.log(rows=frame.height, rows_per_s=rows_per_s)

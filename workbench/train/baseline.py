@@ -21,6 +21,7 @@ from ..base.records import Ledger, start
 from ..data.feed import Feed
 from ..data.recipe import Recipe
 from ..models.linear import LinearScorer
+from ..models.shelf import check_name
 from .metrics import score
 from .result import Fit, model_path
 from .rows import encoded
@@ -73,6 +74,7 @@ def fit_baseline(
     ledger: Ledger | None = None,
 ) -> Fit:
     "Fit the baseline, recorded as a run."
+    check_name(name)
     if not C > 0:
         raise BadInput(f"C is {C}", "give a value above 0; smaller is a stronger penalty")
     params = {"model": "baseline", "C": C, "train": train.name, "valid": valid.fingerprint}

@@ -24,6 +24,7 @@ from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
 from ..data.feed import Feed
 from ..data.recipe import Recipe
+from ..models.shelf import check_name
 from .loop import Arrays, LoopConfig, LoopResult, deterministic, predict, train_loop
 from .metrics import score
 from .result import Fit, model_path, rebuild
@@ -116,6 +117,7 @@ def fit(
     ledger: Ledger | None = None,
 ) -> Fit:
     "Train a net, recorded as a run; `model` ends with the weights of the best epoch."
+    check_name(name)
     config = LoopConfig(epochs, batch_size, lr, weight_decay, seed, patience)
     if workers < 0 or (threads is not None and threads < 1):
         raise BadInput(f"workers={workers}, threads={threads}", "workers 0 or more, threads 1 or more")

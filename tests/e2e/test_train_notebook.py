@@ -1,0 +1,16 @@
+"""The worked example in a real JupyterLab: Run All, and the last cell shows the gate report."""
+
+import pytest
+
+
+@pytest.mark.browser
+def test_train_runs_top_to_bottom_and_shows_its_gates(open_notebook, tmp_path) -> None:
+    for name in ("1_features", "2_train"):
+        opened = open_notebook(f"notebooks/flights/{name}.ipynb")
+        opened.run_all()
+        opened.wait_idle(300)
+    opened.page.screenshot(path=str(tmp_path / "2_train.png"))
+    shown = opened.text()
+    assert "Verdict flights/" in shown and "all 12 gates passed" in shown
+    for gate in ("auc_over_baseline", "worst_slice", "latency_p99_ms", "brier_over_champion"):
+        assert gate in shown
