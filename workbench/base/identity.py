@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -37,15 +38,16 @@ def _git(root: Path, *args: str, env: dict[str, str] | None = None) -> bytes:
 def _patch(root: Path) -> bytes:
     "What differs from HEAD, untracked files included, as a binary git patch."
     with tempfile.TemporaryDirectory() as folder:
-        objects = _git(root, "rev-parse", "--git-path", "objects").decode().strip()
+        found = _git(root, "rev-parse", "--git-path", "objects", "--git-path", "index").decode().split("\n")
+        objects, index = (root / name for name in found[:2])
         env = {
             **os.environ,
             "GIT_INDEX_FILE": f"{folder}/index",
             "GIT_OBJECT_DIRECTORY": f"{folder}/objects",
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((root / objects).resolve()),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.resolve()),
         }
         Path(folder, "objects").mkdir()
-        _git(root, "read-tree", "HEAD", env=env)
+        shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
         _git(root, "add", "-A", env=env)
         return _git(root, "diff", "--cached", "--binary", "HEAD", env=env)
 
