@@ -31,7 +31,9 @@ import os, signal, time
 def gone(pids: list[int], within_s: float = 5) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        alive = [
+            p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
+        ]
         if not alive:
             return True
         time.sleep(0.05)
@@ -91,7 +93,9 @@ def test_asked_to_end_it_ends_but_an_interrupt_is_the_command_s(folder: Path, nu
 
 
 def test_the_command_itself_can_be_interrupted(folder: Path) -> None:
-    keeper = subprocess.Popen(command(folder, "time.sleep(300)"), start_new_session=True, stderr=subprocess.DEVNULL)
+    keeper = subprocess.Popen(
+        command(folder, "time.sleep(300)"), start_new_session=True, stderr=subprocess.DEVNULL
+    )
     pids = pids_of(folder)
     time.sleep(0.3)
     os.killpg(keeper.pid, signal.SIGINT)

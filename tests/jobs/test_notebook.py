@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from workbench.base.errors import BadInput, BadParameter, NotFound
 from workbench.jobs.notebook import check, injected, parameters
 
-CELL = '''from datetime import date, datetime
+CELL = """from datetime import date, datetime
 from typing import Literal, Optional
 import datetime as dt
 n: int = 5  # how many
@@ -31,7 +31,7 @@ pair: tuple[int, str] = (
     1,
     "a",
 )  # two of them
-'''
+"""
 
 
 def test_parameters_are_read_in_order_with_type_default_and_help(write) -> None:
@@ -73,7 +73,9 @@ def test_another_type_is_refused_with_name_value_and_type(write, name: str, valu
     assert f"parameter {name} = {value!r} is not " in caught.value.what and "default" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["a-b", "a = print(1); b", "", "1a", "class", "a\nb", "a b", "n ", "__import__('os')"])
+@pytest.mark.parametrize(
+    "name", ["a-b", "a = print(1); b", "", "1a", "class", "a\nb", "a b", "n ", "__import__('os')"]
+)
 def test_a_name_that_is_no_identifier_is_refused(write, name: str) -> None:
     with pytest.raises(BadParameter, match="is not a parameter name"):
         check(write(CELL), {name: 1})
@@ -144,7 +146,15 @@ def test_what_is_computed_follows_and_the_rest_is_not_repeated(write) -> None:
     assert (space["b"], space["c"], space["e"], space["f"]) == (11, 22, 22, 5)
 
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates() | st.datetimes()
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.dates()
+    | st.datetimes()
+)
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 

@@ -16,7 +16,9 @@ def test_without_a_job_nothing_is_written(project: Path) -> None:
     assert sorted(project.iterdir()) == before
 
 
-def test_calls_add_up_and_a_refused_call_changes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_add_up_and_a_refused_call_changes_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = project / "result.json"
     monkeypatch.setenv(RESULT_VARIABLE, str(path))
     result(auc=np.float32(0.5), rows=np.int64(3), by={"UA": [1, np.float64(2)]})
@@ -28,7 +30,9 @@ def test_calls_add_up_and_a_refused_call_changes_nothing(project: Path, monkeypa
     assert read_result(path) == {"auc": 0.6, "rows": 3, "by": {"UA": [1, 2.0]}}
 
 
-def test_a_metric_that_is_not_a_number_is_kept_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_is_not_a_number_is_kept_as_it_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(RESULT_VARIABLE, str(project / "result.json"))
     result(auc=float("nan"))
     assert math.isnan(read_result(project / "result.json")["auc"])

@@ -52,6 +52,7 @@ def _iso(kind: type) -> Any:
     "Accepts a date or datetime as itself or as ISO 8601 text, never as a number of seconds."
 
     def parse(value: Any) -> Any:
+        "The value, or the one that the text spells."
         if isinstance(value, str):
             return kind.fromisoformat(value)
         if type(value) is not kind:

@@ -67,6 +67,10 @@ def _allowed(tag: str, name: str, value: str) -> bool:
         return value.startswith("#")
     if name == "href":
         return value.startswith(("#", "https://", "http://", "mailto:"))
+    if name == "style":
+        return (
+            re.search(r"(?i)url|image|\\|@|/\*", value) is None
+        )  # nothing that could be fetched, however it is spelled
     return name in _ATTRIBUTES
 
 

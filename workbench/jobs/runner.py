@@ -164,6 +164,7 @@ def _execute(run: Run, book: Any, cwd: Path, timeout_s: float | None) -> None:
     engine = importlib.import_module("workbench.jobs.engine")
     ooms, reason = oom_kills(), _STOPPED
     with (run.folder / "kernel.log").open("w") as log, track(run.name, unit="cells") as tracker:
+        os.chmod(log.name, 0o600)
         env = _environment(run)
         execution = engine.Execution(book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log)
         try:
