@@ -67,7 +67,7 @@ def predict(
         source, where = source.files, source.condition
     feed = Feed(source, bundle.contract, where=where, outcomes=False)
     params = {"model": ref, "feed": feed.name, "to": str(to)}
-    with records.start("predict", bundle.name, params=params, data=feed.fingerprint, ledger=ledger) as run:
+    with records.start("predict", bundle.name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
         frame, columns = feed.rows(), feed.columns()
         begin = time.perf_counter()
         predictions = _score(bundle.predictor(), columns, frame.height)

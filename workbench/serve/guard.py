@@ -27,6 +27,7 @@ __all__ = [
 
 # %% ../../notebooks/50_serve/30_guard.ipynb #d65a064a
 import asyncio
+import contextlib
 import hmac
 import json
 import re
@@ -236,7 +237,8 @@ class _Exchange:
                 raise
             await self.refuse(refusal)
         except Exception as error:
-            events.get_logger("serve").exception("failed", request=self.id, path=self.scope["path"])
+            with contextlib.suppress(OSError):  # a full disk takes the log, not the answer
+                events.get_logger("serve").exception("failed", request=self.id, path=self.scope["path"])
             if self.status:
                 raise  # half an answer is out: only closing the connection is honest now
             await self.refuse(Refusal(500, "internal", f"the service failed ({type(error).__name__})"))

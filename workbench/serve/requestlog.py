@@ -12,6 +12,7 @@
 __all__ = ["STALE_PART_S", "Entry", "arrow_schema", "to_table", "Pending", "RequestLog", "read"]
 
 # %% ../../notebooks/50_serve/20_requestlog.ipynb #b7dbead0
+import contextlib
 import threading
 import time
 from collections import deque
@@ -135,6 +136,11 @@ class Pending:
 
 
 # %% ../../notebooks/50_serve/20_requestlog.ipynb #parts
+def _tell(what: str, **fields: Any) -> None:
+    with contextlib.suppress(OSError):  # the log of events may be on the same full disk
+        events.get_logger("requestlog").error(what, **fields)
+
+
 def _write_part(folder: Path, table: "pyarrow.Table") -> None:
     stamp = datetime.now(UTC)
     path = folder / f"{stamp:%Y-%m-%d}" / f"{stamp:%H%M%S}-{uuid4().hex[:8]}.parquet"
@@ -191,9 +197,7 @@ class RequestLog:
         if not self.flush():
             self.pending.take()
             self.pending.settle(lost=self.pending.rows)
-            events.get_logger("requestlog").error(
-                "rows lost", rows=self.pending.lost, folder=str(self.folder)
-            )
+            _tell("rows lost", rows=self.pending.lost, folder=str(self.folder))
 
     def _work(self) -> None:
         while not self._closing.is_set():
@@ -214,18 +218,14 @@ def _settle(log: RequestLog, entries: list[Entry]) -> bool:
         _write_part(log.folder, to_table(entries, log.schema, log.name, log.run))
     except OSError as error:
         log.pending.put_back(entries)
-        events.get_logger("requestlog").error(
-            "cannot write, will retry", error=str(error), waiting=log.pending.rows
-        )
+        _tell("cannot write, will retry", error=str(error), waiting=log.pending.rows)
         return False
-    except (ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # whatever it is, it must not end the thread that writes
         if len(entries) > 1:
             middle = len(entries) // 2
             return _settle(log, entries[:middle]) & _settle(log, entries[middle:])
         log.pending.settle(lost=rows)
-        events.get_logger("requestlog").warning(
-            "not loggable", request=entries[0].request, error=str(error)[:200]
-        )
+        _tell("not loggable", request=entries[0].request, error=repr(error)[:200])
         return True
     log.pending.settle(written=rows)
     return True
