@@ -186,12 +186,12 @@ def test_rows_check_once_and_again_when_the_content_changes(path: Path, ledger: 
 
 def test_the_fingerprint_is_of_content_contract_and_filter(path: Path, project: Path) -> None:
     feed = Feed(path, CONTRACT)
-    mark = feed.fingerprint
+    mark = feed.fingerprint()
     os.utime(path, (1, 1))
-    assert feed.fingerprint == Feed("data/*.parquet", CONTRACT, name="other").fingerprint == mark
+    assert feed.fingerprint() == Feed("data/*.parquet", CONTRACT, name="other").fingerprint() == mark
     moved = write_parquet(project / "elsewhere.parquet", FRAME)
-    assert Feed(moved, CONTRACT).fingerprint == mark
-    assert Feed(path, Contract.from_json(CONTRACT.to_json())).fingerprint == mark
+    assert Feed(moved, CONTRACT).fingerprint() == mark
+    assert Feed(path, Contract.from_json(CONTRACT.to_json())).fingerprint() == mark
     others = [
         feed.where("month < 4"),
         feed.where("month < 5"),
@@ -200,14 +200,14 @@ def test_the_fingerprint_is_of_content_contract_and_filter(path: Path, project: 
         Feed(path, replace(CONTRACT, rules=CONTRACT.rules[:1])),
         Feed(path, CONTRACT, outcomes=False),
     ]
-    marks = {mark, *(other.fingerprint for other in others)}
+    marks = {mark, *(other.fingerprint() for other in others)}
     assert len(marks) == 7
     data = bytearray(path.read_bytes())
     stamp = path.stat()
     data[10] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
-    assert feed.fingerprint not in marks
+    assert feed.fingerprint() not in marks
 
 
 def test_len_counts_rows_after_the_filter(path: Path) -> None:

@@ -27,7 +27,7 @@ def test_it_measures_the_bundle(shelf: Shelf, feed: Feed, parts) -> None:
     columns = feed.columns()
     wanted = score(bundle.recipe.labels(columns), bundle.predictor()(columns))
     assert found.metrics == wanted and found.rows == 1200 == wanted["rows"]
-    assert (found.ref, found.digest, found.fingerprint) == ("delays/1", bundle.digest, feed.fingerprint)
+    assert (found.ref, found.digest, found.fingerprint) == ("delays/1", bundle.digest, feed.fingerprint())
     assert found.serving_skew == 0.0
     assert 0 < found.latency_p50_ms <= found.latency_p99_ms < 1000
     assert found.size_mb == bundle.size_bytes / 1e6
@@ -39,7 +39,7 @@ def test_it_is_a_recorded_run(shelf: Shelf, feed: Feed) -> None:
     bundle = shelf.add("delays", **toy.linear_parts())
     found = measure(bundle, feed, calls=10, ledger=shelf.ledger)
     run = runs(shelf.ledger, kind="measure")[0]
-    assert run.id == found.run and run.status == "succeeded" and run.identity["data"] == feed.fingerprint
+    assert run.id == found.run and run.status == "succeeded" and run.identity["data"] == feed.fingerprint()
     assert run.params["digest"] == bundle.digest and run.metrics["auc"] == found.metrics["auc"]
     assert [check.status for check in runs(shelf.ledger, kind="check", parent=run.id)] == ["succeeded"]
 

@@ -47,7 +47,7 @@ def test_it_is_recorded_and_repeats_itself(world: SimpleNamespace) -> None:
     ]
     run = find(fits[0].run.id)
     assert (run.kind, run.status, run.identity["seed"]) == ("fit", "succeeded", 3)
-    assert run.identity["data"] == world.train.fingerprint
+    assert run.identity["data"] == world.train.fingerprint()
     assert run.metrics["auc"] == fits[0].metrics["auc"] and run.metrics["converged"] is True
     assert all(np.array_equal(fits[0].weights[name], fits[1].weights[name]) for name in fits[0].weights)
 

@@ -64,7 +64,7 @@ def test_the_run_holds_every_epoch_and_the_best_weights(world: SimpleNamespace) 
     best = max(one.history, key=lambda row: row["auc"])
     assert run.metrics["best_epoch"] == best["epoch"] and run.metrics["auc"] == one.metrics["auc"]
     assert one.metrics["auc"] == pytest.approx(best["auc"], abs=1e-12)
-    assert run.params["lr"] == 0.01 and run.identity["data"] == world.train.fingerprint
+    assert run.params["lr"] == 0.01 and run.identity["data"] == world.train.fingerprint()
     kept = load_file(run.artifacts["checkpoint"])
     assert kept.keys() == one.weights.keys() and all(np.array_equal(kept[k], one.weights[k]) for k in kept)
     assert {r.kind for r in runs() if r.parents == [run.id]} <= {"check"}

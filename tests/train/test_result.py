@@ -62,7 +62,7 @@ def test_a_fit_goes_on_the_shelf_once(world: SimpleNamespace, ledger: Ledger) ->
     bundle = fit.bundle()
     assert fit.bundle() is bundle and Shelf(ledger).versions("flights") == [1] and bundle.ref == "flights/1"
     assert bundle.lineage["run"] == fit.run.id and bundle.lineage["seed"] == 5
-    assert bundle.lineage["data"] == world.train.fingerprint and len(bundle.lineage["environment"]) == 64
+    assert bundle.lineage["data"] == world.train.fingerprint() and len(bundle.lineage["environment"]) == 64
     assert bundle.metrics["auc"] == fit.metrics["auc"]
 
 

@@ -34,7 +34,7 @@ def configure(log_format: str, stream: TextIO | None = None) -> None:
             structlog.processors.format_exc_info,
             render,
         ],
-        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),  # the stderr of the moment
         cache_logger_on_first_use=False,
     )
 

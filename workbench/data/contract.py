@@ -393,6 +393,8 @@ def _check_names(contract: Contract, row: Any, index: int) -> None:
 
 
 def _value(name: str, column: Column, row: Mapping[str, Any], index: int) -> Any:
+    if name not in row and column.role == "key" and column.nullable:
+        return None  # another row of the request has it
     if name not in row:
         hint = "send it, or null" if column.nullable else f"send it ({column.dtype})"
         raise BadRow(f"row {index}: '{name}' is missing", hint, name, index)

@@ -353,7 +353,6 @@ class Feed:
         both = f"({self.condition}) and ({sql})" if self.condition else sql
         return Feed(self.files, self.contract, where=both, name=self.name, outcomes=self.outcomes)
 
-    @property
     def fingerprint(self) -> str:
         "Hex digest of the files' content, the contract and the filter."
         facts = [self.contract.to_json(), self.condition, [_digest(path) for path in self.files]]
@@ -366,7 +365,7 @@ class Feed:
 
     def check(self, ledger: Ledger | None = None) -> Report:
         "Check every row; raises `FeedRefused` past the error budget, after the quarantine is written."
-        self._accepted, mark = None, self.fingerprint
+        self._accepted, mark = None, self.fingerprint()
         files = [_label(path) for path in self.files]
         params = {"files": files, "where": self.condition, "contract": self.contract.name}
         with start("check", self.name, params=params, data=mark, ledger=ledger) as run:
@@ -378,7 +377,7 @@ class Feed:
 
     def rows(self) -> "polars.DataFrame":
         "The accepted rows; checks first, unless this very content was checked."
-        if self._accepted is None or self._report is None or self._report.fingerprint != self.fingerprint:
+        if self._accepted is None or self._report is None or self._report.fingerprint != self.fingerprint():
             self.check()
         assert self._accepted is not None
         return self._accepted
@@ -459,7 +458,7 @@ def _tally(feed: Feed, run: Run) -> _Tally:
 
 
 def _publish(feed: Feed, tally: _Tally, run: Run, mark: str) -> Report:
-    if feed.fingerprint != mark:
+    if feed.fingerprint() != mark:
         raise BadFeed(f"feed '{feed.name}' was written to while it was checked", "check it again")
     if not tally.rows:
         raise BadFeed(f"feed '{feed.name}': where {feed.condition!r} keeps no row", "mend the condition")

@@ -142,7 +142,7 @@ def measure(
     "Measure a bundle on a feed, as a recorded run."
     params = {"bundle": bundle.ref, "digest": bundle.digest, "feed": feed.name, "calls": calls}
     name = bundle.name or bundle.contract.name
-    with start("measure", name, params=params, data=feed.fingerprint, ledger=ledger) as run:
+    with start("measure", name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
         columns = feed.columns()
         groups = _groups(columns, feed, by)
         labels = bundle.recipe.labels(columns)
@@ -158,7 +158,7 @@ def measure(
             serving_skew=skew,
             size_mb=bundle.size_bytes / 1e6,
             rows=len(labels),
-            fingerprint=feed.fingerprint,
+            fingerprint=feed.fingerprint(),
             run=run.id,
         )
         _log(run, evidence)

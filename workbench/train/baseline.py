@@ -77,9 +77,9 @@ def fit_baseline(
     check_name(name)
     if not C > 0:
         raise BadInput(f"C is {C}", "give a value above 0; smaller is a stronger penalty")
-    params = {"model": "baseline", "C": C, "train": train.name, "valid": valid.fingerprint}
+    params = {"model": "baseline", "C": C, "train": train.name, "valid": valid.fingerprint()}
     with (
-        start("fit", name, params=params, data=train.fingerprint, seed=seed, ledger=ledger) as run,
+        start("fit", name, params=params, data=train.fingerprint(), seed=seed, ledger=ledger) as run,
         track(f"baseline {name}") as tracker,
     ):
         tracker.stage("read")

@@ -130,9 +130,13 @@ def fit(
         "fine_tune": fine_tune,
         "workers": workers,
     }
-    params |= {"threads": threads or torch.get_num_threads(), "train": train.name, "valid": valid.fingerprint}
+    params |= {
+        "threads": threads or torch.get_num_threads(),
+        "train": train.name,
+        "valid": valid.fingerprint(),
+    }
     with (
-        start("fit", name, params=params, data=train.fingerprint, seed=seed, ledger=ledger) as run,
+        start("fit", name, params=params, data=train.fingerprint(), seed=seed, ledger=ledger) as run,
         track(f"fit {name}") as tracker,
     ):
         tracker.stage("read")

@@ -49,7 +49,7 @@ def _encoded(feed: Feed, recipe: Recipe) -> tuple[Recipe, np.ndarray, np.ndarray
 
 def encoded(train: Feed, valid: Feed, recipe: Recipe) -> Rows:
     "The accepted rows of both feeds, as `recipe` encodes them; fits the recipe where it is not."
-    if train.fingerprint == valid.fingerprint:
+    if train.fingerprint() == valid.fingerprint():
         raise BadInput(f"'{train.name}' is the training and the validation feed", "hold rows out with where=")
     recipe, x, y = _encoded(train, recipe)
     _, x_valid, y_valid = _encoded(valid, recipe)
