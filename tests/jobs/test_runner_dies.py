@@ -64,7 +64,7 @@ def test_no_orphan_is_left(write, project: Path, number: signal.Signals) -> None
     assert job.status == "killed"
     assert not private.exists()
     book = json.loads((job.folder / "notebook.ipynb").read_text())
-    assert book["cells"][1]["metadata"]["papermill"]["status"] in ("running", "failed")
+    assert book["cells"][1]["metadata"]["papermill"]["status"] != "completed"
 
 
 def test_children_that_a_cell_leaves_end_with_the_job(write, project: Path) -> None:

@@ -182,6 +182,7 @@ def test_two_workers_give_what_one_process_gives_and_leave_nothing(net: Any, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_trouble_in_a_worker_is_told_and_a_ray_that_was_there_stays(net: Any, tmp_path: Path) -> None:
     import ray

@@ -74,7 +74,8 @@ def picture(
 ) -> str:
     "A matplotlib figure as inline SVG with a description; the figure is closed to free its memory."
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
     figure.clf()
     drawing = buffer.getvalue()
     return f"<div role='img' aria-label='{html.escape(alt, quote=True)}'>{drawing[drawing.index('<svg') :]}</div>"

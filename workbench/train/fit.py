@@ -117,7 +117,6 @@ def fit(
     ledger: Ledger | None = None,
 ) -> Fit:
     "Train a net, recorded as a run; `model` ends with the weights of the best epoch."
-    check_name(name)
     config = LoopConfig(epochs, batch_size, lr, weight_decay, seed, patience)
     if workers < 0 or (threads is not None and threads < 1):
         raise BadInput(f"workers={workers}, threads={threads}", "workers 0 or more, threads 1 or more")
@@ -136,7 +135,9 @@ def fit(
         "valid": valid.fingerprint(),
     }
     with (
-        start("fit", name, params=params, data=train.fingerprint(), seed=seed, ledger=ledger) as run,
+        start(
+            "fit", check_name(name), params=params, data=train.fingerprint(), seed=seed, ledger=ledger
+        ) as run,
         track(f"fit {name}") as tracker,
     ):
         tracker.stage("read")
