@@ -122,18 +122,9 @@ def fit(
         raise BadInput(f"workers={workers}, threads={threads}", "workers 0 or more, threads 1 or more")
     path = model_path(model)
     net = _first(model, path, seed, fine_tune)
-    params = {
-        "model": path,
-        "config": model.config,
-        **asdict(config),
-        "fine_tune": fine_tune,
-        "workers": workers,
-    }
-    params |= {
-        "threads": threads or torch.get_num_threads(),
-        "train": train.name,
-        "valid": valid.fingerprint(),
-    }
+    params = {"model": path, "config": model.config, **asdict(config), "fine_tune": fine_tune}
+    params |= {"workers": workers, "threads": threads or torch.get_num_threads()}
+    params |= {"train": train.name, "valid": valid.fingerprint()}
     with (
         start(
             "fit", check_name(name), params=params, data=train.fingerprint(), seed=seed, ledger=ledger
