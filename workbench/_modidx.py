@@ -104,6 +104,10 @@ d = {
                 "00_base/identity.html#notebook_hash",
                 "workbench/base/identity.py",
             ),
+            "workbench.base.identity.open_notebook": (
+                "00_base/identity.html#open_notebook",
+                "workbench/base/identity.py",
+            ),
         },
         "workbench.base.ledger": {
             "workbench.base.ledger.Ledger": ("00_base/ledger.html#ledger", "workbench/base/ledger.py"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.base.identity import code_identity, environment, notebook_hash
+from workbench.base.identity import code_identity, environment, identity_of, notebook_hash
 from workbench.base.store import Store
 
 
@@ -72,3 +72,13 @@ def test_a_notebook_is_its_code(tmp_path: Path) -> None:
     assert base == hashed(("markdown", "# B"), ("code", "x = 1\n%time x"))
     assert base != hashed(("markdown", "# A"), ("code", "x = 2\n%time x"))
     assert hashed(("code", "x=1")) == hashed(("code", "x = 1  # why"))
+
+
+def test_a_run_in_jupyterlab_knows_its_notebook(tmp_path: Path, store: Store, monkeypatch) -> None:
+    book = tmp_path / "train.ipynb"
+    book.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "x = 1"}]}))
+    assert identity_of(store)["notebook"] == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", str(book))
+    assert identity_of(store)["notebook"] == notebook_hash(book)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "console-1"))
+    assert identity_of(store)["notebook"] == ""
