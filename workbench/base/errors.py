@@ -17,7 +17,9 @@ WorkbenchError          1    anything of ours
 ├── FeedRefused         4    more rows refused than the contract's error budget allows
 ├── Corrupt             5    bytes that do not match their sha256
 ├── GateRefused         6    a measurement on the wrong side of its limit
-├── JobFailed           7    a notebook that raised, ran out of time or lost its kernel
+├── JobFailed           7    a notebook that raised, or whose kernel ended by itself; `cause` says what ended it
+│   ├── JobTimedOut     9    a notebook that ran out of time
+│   └── JobKilled      10    a notebook whose kernel was killed: a signal, out of memory
 ├── Unavailable         8    a port in use, a store another process holds
 └── Stopped           130    the user pressed Stop or Ctrl-C
 ```"""
@@ -38,6 +40,8 @@ __all__ = [
     "Corrupt",
     "GateRefused",
     "JobFailed",
+    "JobTimedOut",
+    "JobKilled",
     "Unavailable",
     "Stopped",
     "need",
@@ -126,9 +130,29 @@ class GateRefused(WorkbenchError):
 
 
 class JobFailed(WorkbenchError):
-    "A notebook that raised, ran out of time or lost its kernel."
+    "A notebook that raised, or whose kernel ended by itself; `cause` says in a few words what ended it."
 
     exit_code = 7
+    status = "failed"  # of its run
+
+    def __init__(self, what: str, hint: str = "", cause: str = "error") -> None:
+        super().__init__(what, hint)
+        self.args = (what, hint, cause)
+        self.cause = cause
+
+
+class JobTimedOut(JobFailed):
+    "A notebook that ran out of time."
+
+    exit_code = 9
+    status = "timed_out"
+
+
+class JobKilled(JobFailed):
+    "A notebook whose kernel was killed: a signal, out of memory."
+
+    exit_code = 10
+    status = "killed"
 
 
 class Unavailable(WorkbenchError):

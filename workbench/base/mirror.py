@@ -111,7 +111,7 @@ def _client(store: Store) -> tuple[Any, str]:
 
 def drain(ledger: Ledger, client: Any, experiment: str) -> int:
     "Copy every finished run that is not mirrored yet; returns how many were."
-    sql = "select * from runs where mirrored_at is null and status<>'running' order by started_at limit 200"
+    sql = "select * from runs where mirrored_at is null and status not in ('queued', 'running') order by started_at limit 200"
     rows = ledger.query(sql)
     for row in rows:
         mirrored_at = time.time()
