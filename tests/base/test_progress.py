@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 import time
 
@@ -72,3 +73,10 @@ def test_json_events_carry_the_run() -> None:
         events.get_logger("train").info("epoch", loss=0.4)
     events.configure("text")
     assert '"run": "20130901-a"' in stream.getvalue() and '"loss": 0.4' in stream.getvalue()
+
+
+def test_a_full_disk_behind_the_log_costs_the_line_only() -> None:
+    code = "from workbench.base import events; events.get_logger('train').info('epoch'); print('went on')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stderr=full, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "went on\n" and done.returncode == 0

@@ -12,7 +12,7 @@ __all__ = ["configure", "get_logger", "bound"]
 # %% ../../notebooks/00_base/30_events.ipynb #8cd903fa
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import structlog
@@ -21,6 +21,17 @@ from .settings import load_settings
 
 
 # %% ../../notebooks/00_base/30_events.ipynb #configure
+class _Lines(structlog.PrintLogger):
+    "Writes lines; a full disk behind the stream costs the line, never the work that logs it."
+
+    def msg(self, message: str) -> None:
+        "Write one line."
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = error = critical = exception = fatal = msg
+
+
 def configure(log_format: str, stream: TextIO | None = None) -> None:
     "Set the process's log format: `text` or `json`."
     render: Any = structlog.dev.ConsoleRenderer(colors=bool(stream is None and sys.stderr.isatty()))
@@ -34,7 +45,7 @@ def configure(log_format: str, stream: TextIO | None = None) -> None:
             structlog.processors.format_exc_info,
             render,
         ],
-        logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),  # the stderr of the moment
+        logger_factory=lambda *_: _Lines(stream or sys.stderr),  # the stderr of the moment
         cache_logger_on_first_use=False,
     )
 
