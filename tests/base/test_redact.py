@@ -22,8 +22,7 @@ VALUE = 'p@ss/Wörd+"42"\\n<&>\' end'
 def known() -> Iterator[None]:
     redact.remember("env:TOKEN", VALUE)
     yield
-    redact._marks.clear()
-    redact._pattern = None
+    redact.forget()
 
 
 @pytest.mark.parametrize(
