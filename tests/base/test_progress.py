@@ -1,6 +1,7 @@
 """Progress: the right display, a tenth a line, and Stop that stops."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +21,9 @@ def test_a_log_gets_one_line_per_tenth(monkeypatch, capsys) -> None:
         for _ in range(1000):
             tracker.advance()
             tracker._shown_at = 0.0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 11 and captured.out == ""
     assert re.search(r"1,000/1,000 rows \(100%\)", lines[-1])
 
 
@@ -79,4 +81,12 @@ def test_a_full_disk_behind_the_log_costs_the_line_only() -> None:
     code = "from workbench.base import events; events.get_logger('train').info('epoch'); print('went on')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stderr=full, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "went on\n" and done.returncode == 0
+
+
+def test_a_closed_pipe_does_not_stop_the_work() -> None:
+    code = "from workbench.base.progress import track\nimport os\nos.close(2)\n"
+    code += "with track('check') as t:\n    t.stage('rows', total=10)\n    [t.advance() for _ in range(10)]\nprint('went on')"
+    env = {**os.environ, "WORKBENCH_DISPLAY": "log"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
     assert done.stdout == "went on\n" and done.returncode == 0

@@ -91,7 +91,7 @@ def test_find_by_prefix_and_what_it_says_when_it_cannot(ledger: Ledger) -> None:
     with records.start("fit", "b", ledger=ledger, run_id="20130901-aab"):
         pass
     assert records.find("20130901-aab", ledger).name == "b"
-    with pytest.raises(NotFound, match="2 runs start with"):
+    with pytest.raises(NotFound, match="several runs start with"):
         records.find("20130901-", ledger)
     for unknown in ("nope", "", "%"):
         with pytest.raises(NotFound, match="no run is called"):

@@ -77,3 +77,14 @@ def test_secrets_are_references(project: Path, monkeypatch) -> None:
     with pytest.raises(BadSetting) as caught:
         resolve_secret("hunter2")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_PORT", "abc")
+    with pytest.raises(BadSetting, match="WORKBENCH_PORT = 'abc' in the environment") as caught:
+        load_settings()
+    assert "settings.ini" not in str(caught.value)
+    monkeypatch.delenv("WORKBENCH_PORT")
+    monkeypatch.setenv("WORKBENCH_STOER", "/tmp/x")
+    with pytest.raises(BadSetting, match="did you mean 'WORKBENCH_STORE'"):
+        load_settings()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.base.errors import BadInput, Corrupt, NotFound
+from workbench.base.errors import BadInput, Corrupt, NotFound, Unavailable
 from workbench.base.store import Store, atomic_folder, atomic_path, atomic_write, safe_path
 
 
@@ -42,6 +42,8 @@ def test_folders_and_files_are_private(store: Store) -> None:
     path = atomic_write(store.path("a", "b"), "x")
     assert store.root.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == 0o600
+    deep = atomic_write(store.path("x", "y", "z"), "x")
+    assert {folder.stat().st_mode & 0o777 for folder in (deep.parent, deep.parent.parent)} == {0o700}
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -116,3 +118,10 @@ def _put(root: Path) -> str:
 def test_the_same_content_from_many_processes(store: Store) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert len(set(pool.map(_put, [store.root] * 8))) == 1
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/store", "a-file"])
+def test_a_store_that_cannot_be_is_said_so(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(Unavailable, match="cannot be used"):
+        Store(tmp_path / place)

@@ -27,7 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class State:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
     outcome: str = ""
+    expected_s: float | None = None  # of this stage, from earlier runs
 
     @property
     def share(self) -> float:
@@ -58,18 +59,27 @@ class State:
 
     @property
     def eta_s(self) -> float | None:
-        "Seconds until the stage ends at the rate so far; None while unknown."
+        "Seconds until the stage ends: as expected, else at the rate so far; None while unknown."
         spent = time.monotonic() - self.started_at
+        if self.expected_s and spent < self.expected_s:
+            return self.expected_s - spent
         return spent / self.share - spent if self.share > 0 else None
 
     def text(self) -> str:
         "One line."
         shown = " ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
-        return f"{self.what}: {self.stage} {count} {self.unit} {shown}".rstrip()
+        expected = f" of about {self.expected_s:.3g} s" if self.expected_s else ""
+        return f"{self.what}: {self.stage} {count} {self.unit}{expected} {shown}".rstrip()
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #displays
+def _in_kernel() -> bool:
+    shell = sys.modules.get("IPython")
+    found = shell.get_ipython() if shell else None
+    return type(found).__name__ == "ZMQInteractiveShell"
+
+
 class Display(Protocol):
     "Shows a state; `stop` is set on the tracker, never here."
 
@@ -94,22 +104,26 @@ class Quiet:
 
 
 class Log:
-    "One line each time another tenth of a stage is done."
+    "One line each time another tenth of a stage is done: in a kernel among its outputs, elsewhere on standard error."
 
     def __init__(self, tracker: "Tracker") -> None:
         self.last: tuple[str, int] = ("", -1)
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError):  # nobody reads it any more, or its disk is full: the work goes on
+            print(line, file=sys.stdout if _in_kernel() else sys.stderr, flush=True)
 
     def update(self, state: State) -> None:
         "Print a line when the stage or its tenth has changed."
         mark = (state.stage, int(state.share * 10))
         if mark != self.last:
             self.last = mark
-            print(f"{state.text()} ({state.share:.0%})" if state.total else state.text(), flush=True)
+            self._say(f"{state.text()} ({state.share:.0%})" if state.total else state.text())
 
     def close(self, state: State) -> None:
         "Print how it ended."
         if state.outcome != "done":
-            print(f"{state.what}: {state.outcome}", flush=True)
+            self._say(f"{state.what}: {state.outcome}")
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #terminal
@@ -146,12 +160,6 @@ def register(name: str, target: str) -> None:
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #choose
-def _in_kernel() -> bool:
-    shell = sys.modules.get("IPython")
-    found = shell.get_ipython() if shell else None
-    return type(found).__name__ == "ZMQInteractiveShell"
-
-
 def display_name() -> str:
     "Which display this process uses."
     asked = os.environ.get("WORKBENCH_DISPLAY", "")
@@ -188,6 +196,7 @@ class Tracker:
         self._check()
         state = self.state
         state.stage, state.total, state.done, state.started_at = name, total, 0, time.monotonic()
+        state.expected_s = None
         state.unit = unit or state.unit
         self._show()
 

@@ -46,6 +46,7 @@ from .identity import identity_of
 from .ledger import Ledger
 from .redact import redact
 from .settings import Settings, load_settings
+from .store import private_folder
 
 _current: contextvars.ContextVar["Run | None"] = contextvars.ContextVar("workbench_run", default=None)
 BEAT_EVERY_S = 5.0
@@ -109,9 +110,7 @@ class Run:
     def folder(self) -> Path:
         "The run's own folder, `runs/ID/`."
         assert self.ledger is not None
-        path = self.ledger.store.path("runs", self.id)
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
+        return private_folder(self.ledger.store.path("runs", self.id))
 
     def log(self, step: int | None = None, **values: float) -> None:
         "Set metrics; with `step` they are also a point of a curve."
@@ -378,5 +377,5 @@ def find(run_id: str, ledger: Ledger | None = None) -> Run:
     exact = [row for row in rows if row["id"] == run_id]
     if len(exact or rows) == 1:
         return _load((exact or rows)[0], book)
-    what = f"{len(rows)} runs start with" if rows else "no run is called"
+    what = "several runs start with" if rows else "no run is called"
     raise NotFound(f"{what} {run_id!r}", "workbench runs lists them")

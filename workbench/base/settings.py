@@ -15,6 +15,7 @@ __all__ = ["resolve_secret", "Settings", "project_root", "project_path", "load_s
 import configparser
 import difflib
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +102,10 @@ def _read_profile(path: Path, profile: str) -> dict[str, str]:
 def _explain(error: ValidationError, path: Path, profile: str) -> BadSetting:
     first = error.errors()[0]
     key = str(first["loc"][0])
-    field = Settings.model_fields.get(key)
+    field, variable = Settings.model_fields.get(key), f"WORKBENCH_{key.upper()}"
+    if field is not None and variable in os.environ:
+        what = f"{variable} = {os.environ[variable]!r} in the environment: {first['msg']}"
+        return BadSetting(what, f"accepted: {field.description}")
     if field is None:
         near = difflib.get_close_matches(key, Settings.model_fields, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(Settings.model_fields)}"
@@ -121,8 +125,23 @@ def load_settings(profile: str | None = None) -> Settings:
     return _load(profile, path, stamp, environ)
 
 
+_OTHER_VARIABLES = ("PROFILE", "DISPLAY", "DEBUG", "COLD", "RUN_ID", "RUN_KEY", "RESULT", "KERNELS")
+
+
+def _check_variables(names: Iterable[str]) -> None:
+    "A misspelt WORKBENCH_ variable would be silently without effect: say so."
+    known = [*(key.upper() for key in Settings.model_fields), *_OTHER_VARIABLES]
+    for name in names:
+        near = difflib.get_close_matches(name.removeprefix("WORKBENCH_"), known, 1, cutoff=0.75)
+        if name.removeprefix("WORKBENCH_") not in known and near:
+            raise BadSetting(
+                f"{name} in the environment means nothing", f"did you mean 'WORKBENCH_{near[0]}'?"
+            )
+
+
 @lru_cache(maxsize=16)
 def _load(profile: str, path: Path, stamp: int, environ: tuple[tuple[str, str], ...]) -> Settings:
+    _check_variables(name for name, _ in environ)
     values: dict[str, Any] = _read_profile(path, profile) if stamp else {}
     known = {k.removeprefix("WORKBENCH_").lower() for k, _ in environ} & set(Settings.model_fields)
     try:

@@ -10,6 +10,7 @@
 # %% auto #0
 __all__ = [
     "safe_path",
+    "private_folder",
     "atomic_path",
     "atomic_write",
     "atomic_folder",
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BadInput, Corrupt, NotFound
+from .errors import BadInput, Corrupt, NotFound, Unavailable
 from .settings import load_settings
 
 
@@ -56,6 +57,14 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
+def private_folder(path: Path) -> Path:
+    "Make `path` and every folder above it that is missing, each 0700 (mkdir's mode is for the last one only)."
+    for folder in [*reversed(path.parents), path]:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
@@ -64,7 +73,7 @@ def _aside(path: Path) -> Path:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     "A path to write to, renamed to `path` when the block ends well, removed when it does not."
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     part = _aside(path)
     try:
         yield part
@@ -89,7 +98,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     "A folder to fill, renamed to `path` when the block ends well; `BadInput` if `path` exists."
     if path.exists():
         raise BadInput(f"{path} exists already", "choose another name; nothing was overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     part = _aside(path)
     part.mkdir(mode=0o700)
     try:
@@ -120,7 +129,13 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or load_settings().store).resolve()
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            private_folder(self.root)
+        except OSError as error:
+            what = f"the store {self.root} cannot be used: {error.strerror}"
+            raise Unavailable(
+                what, "set 'store' in settings.ini, or WORKBENCH_STORE, to a folder you may write"
+            ) from None
 
     def path(self, *parts: str) -> Path:
         "A path inside the store; raises `BadInput` if it would leave it."

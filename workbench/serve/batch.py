@@ -11,17 +11,19 @@ __all__ = ["CHUNK_ROWS", "Scores", "predict"]
 
 # %% ../../notebooks/50_serve/60_batch.ipynb #788c4ae8
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..base import html, records
-from ..base.errors import need
+from ..base.errors import BadInput, need
 from ..base.progress import track
 from ..base.records import Ledger
 from ..base.settings import project_path
 from ..data.feed import Feed, write_parquet
+from ..models.bundle import Bundle
 from ..models.predictor import Predictor
 from ..models.shelf import load
 
@@ -52,21 +54,51 @@ class Scores:
         )
 
 
+# %% ../../notebooks/50_serve/60_batch.ipynb #target
+def _target(to: str | Path, files: list[Path]) -> Path:
+    "Where scores may be written; raises `BadInput` for a place that holds something else."
+    path = project_path(to)
+    if path.suffix != ".parquet":
+        raise BadInput(
+            f"to = {str(to)!r} is no Parquet file", "scores are Parquet: name it something.parquet"
+        )
+    if path.resolve() in {file.resolve() for file in files}:
+        raise BadInput(f"to = {str(to)!r} is the feed itself", "write the scores somewhere else")
+    if path.exists() and not {"prediction", "model"} <= set(_columns(path)):
+        raise BadInput(f"{path} exists and holds no scores", "choose another name; nothing was overwritten")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"to = {str(to)!r} cannot be written: {error.strerror}", "choose a folder you may write"
+        ) from None
+    return path
+
+
+def _columns(path: Path) -> list[str]:
+    try:
+        return need("pyarrow.parquet", extra="data").read_schema(path).names
+    except (OSError, ValueError):  # a folder, or no Parquet: not ours
+        return []
+
+
 # %% ../../notebooks/50_serve/60_batch.ipynb #predict
 def predict(
-    ref: str,  # name@alias or name/version
-    source: str | Path | Feed,  # Parquet or CSV files, or a feed
+    ref: str | Bundle,  # name@alias, name/version, or a bundle
+    source: str | Path | Sequence[str | Path] | Feed,  # Parquet or CSV files, or a feed
     *,
     to: str | Path,  # Parquet file of scores, from the project
     where: str = "",  # SQL filter
     ledger: Ledger | None = None,
 ) -> Scores:
     "Score every accepted row of `source`, in order: key columns, `prediction`, `model`."
-    bundle = load(ref, ledger=ledger)
+    bundle = ref if isinstance(ref, Bundle) else load(ref, ledger=ledger)
+    name = source.name if isinstance(source, Feed) else ""
     if isinstance(source, Feed):
-        source, where = source.files, source.condition
-    feed = Feed(source, bundle.contract, where=where, outcomes=False)
-    params = {"model": ref, "feed": feed.name, "to": str(to)}
+        source, where = source.files, (source.where(where) if where else source).condition
+    feed = Feed(source, bundle.contract, where=where, name=name, outcomes=False)
+    path = _target(to, feed.files)
+    params = {"model": bundle.ref, "feed": feed.name, "where": where, "to": str(to)}
     with records.start("predict", bundle.name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
         frame, columns = feed.rows(), feed.columns()
         begin = time.perf_counter()
@@ -78,8 +110,7 @@ def predict(
             polars.Series("model", [bundle.ref]).new_from_index(0, frame.height),
         ]
         scored = polars.DataFrame([*(frame[name] for name in feed.contract.of("key")), *answers])
-        path = write_parquet(project_path(to), scored)
-        run.keep("scores", path)
+        run.keep("scores", write_parquet(path, scored))
         run.log(rows=frame.height, rows_per_s=rows_per_s)
     return Scores(
         path, bundle.ref, frame.height, feed.report.refused if feed.report else 0, rows_per_s, run.id
