@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from workbench.base.errors import BadInput, BadParameter, JobFailed, NotFound, Stopped, Unavailable
+from workbench.base.errors import (
+    BadInput,
+    BadParameter,
+    JobFailed,
+    JobTimedOut,
+    NotFound,
+    Stopped,
+    Unavailable,
+)
 from workbench.base.progress import Quiet, register
 from workbench.base.records import Ledger, Run, find, runs
 from workbench.base.store import Store
@@ -107,24 +115,37 @@ def test_a_failing_cell_is_named_with_its_line_and_the_rest_never_ran(write, led
     assert "ZeroDivisionError" in (job.folder / "report.html").read_text()
 
 
+KILL = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "said", "status", "cause"),
     [
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "the kernel was killed by SIGKILL"),
-        ("import os\nos._exit(0)", "the kernel exited with status 0"),
-        ("import ctypes\nctypes.string_at(0)", "the kernel was killed by SIGSEGV"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
-        ("input('name?')", "StdinNotImplementedError"),
-        ("x = (", "SyntaxError"),
+        (KILL, "the kernel was killed by SIGKILL", "killed", "signal SIGKILL"),
+        ("import os\nos._exit(0)", "the kernel exited with status 0", "failed", "exit 0"),
+        (
+            "import ctypes\nctypes.string_at(0)",
+            "the kernel was killed by SIGSEGV",
+            "killed",
+            "signal SIGSEGV",
+        ),
+        ("raise SystemExit(3)", "SystemExit: 3", "failed", "exit 3"),
+        ("input('name?')", "asks for input, and nobody is there", "failed", "asks for input"),
+        ("x = (", "SyntaxError", "failed", "error"),
     ],
 )
-def test_every_way_to_end_badly_is_said(write, ledger: Ledger, source: str, said: str) -> None:
+def test_every_way_to_end_badly_is_said(
+    write, ledger: Ledger, source: str, said: str, status: str, cause: str
+) -> None:
     with pytest.raises(JobFailed) as caught:
         run(write("n = 0", source, "print('never')"), ledger=ledger)
     assert said in caught.value.what and "in cell 2 of 3" in caught.value.what
-    book = executed(runs(ledger)[0])
+    job = runs(ledger)[0]
+    book = executed(job)
     assert statuses(book) == ["completed", "failed", "pending"]
-    assert book.metadata.workbench.status == "failed" and said in book.metadata.workbench.error
+    assert book.metadata.workbench.status == status and said in book.metadata.workbench.error
+    assert (job.status, job.cause, book.metadata.workbench.cause) == (status, cause, cause)
+    assert (caught.value.exit_code, caught.value.cause) == (10 if status == "killed" else 7, cause)
 
 
 def test_early_success_expected_errors_and_skipped_cells(write, ledger: Ledger) -> None:
@@ -139,9 +160,10 @@ def test_early_success_expected_errors_and_skipped_cells(write, ledger: Ledger) 
 
 def test_the_time_limit_holds_for_the_whole_notebook(write, ledger: Ledger) -> None:
     path = write("n = 0", "import time\ntime.sleep(0.1)", "time.sleep(60)", "1")
-    with pytest.raises(JobFailed, match=r"in cell 3 of 4.*\n  it ran out of time \(4 s\)"):
+    with pytest.raises(JobTimedOut, match=r"job timed out in cell 3 of 4.*\n  it ran out of time \(4 s\)"):
         run(path, ledger=ledger, timeout_s=4)
     job = runs(ledger)[0]
+    assert (job.status, job.cause) == ("timed_out", "timeout") and job.heartbeat_at
     assert job.wall_s < 20 and statuses(executed(job)) == ["completed", "completed", "failed", "pending"]
 
 
@@ -249,3 +271,75 @@ def test_the_environment_of_this_process_is_left_alone(write, ledger: Ledger) ->
     before, threads = dict(os.environ), threading.active_count()
     run(write("n = 0"), ledger=ledger)
     assert dict(os.environ) == before and threading.active_count() <= threads
+
+
+def test_a_cell_has_a_limit_of_its_own(write, ledger: Ledger) -> None:
+    path = write("n = 0", *["import time\ntime.sleep(0.8)"] * 3, "time.sleep(60)")
+    with pytest.raises(JobTimedOut, match=r"in cell 5 of 5.*\n  the cell ran out of time \(3 s\)"):
+        run(path, ledger=ledger, cell_timeout_s=3)
+    with pytest.raises(BadInput, match="cell_timeout_s = -1"):
+        run(path, ledger=ledger, cell_timeout_s=-1)
+
+
+def test_what_a_cell_took_is_in_the_notebook_and_the_report(write, ledger: Ledger) -> None:
+    body = ["import time\ntime.sleep(0.5)", "block = bytearray(300_000_000)\ndel block", "1"]
+    job = run(write("n = 0", *body), ledger=ledger)
+    took = [cell.metadata.workbench for cell in executed(job).cells]
+    assert took[1].took_s >= 0.5 > took[3].took_s
+    assert took[2].peak_mb > took[3].peak_mb + 250 and took[1].peak_mb < took[2].peak_mb - 250
+    page = (job.folder / "report.html").read_text()
+    assert "The longest cells" in page and "all 4 executed cells" in page
+
+
+class Watching(Quiet):
+    seen: list[float | None] = []
+
+    def update(self, state: Any) -> None:
+        Watching.seen.append(state.expected_s)
+
+
+def test_a_run_is_expected_to_take_what_the_last_ones_took(write, ledger: Ledger, monkeypatch) -> None:
+    register("watching", Watching)  # type: ignore[arg-type]
+    monkeypatch.setenv("WORKBENCH_DISPLAY", "watching")
+    path = write("n = 0")
+    first = run(path, ledger=ledger)
+    assert Watching.seen and set(Watching.seen) == {None}
+    run(path, ledger=ledger)
+    assert Watching.seen[-1] == pytest.approx(first.wall_s, abs=0.01)
+
+
+def test_a_queued_run_is_run_once_under_its_id(write, ledger: Ledger) -> None:
+    from workbench.base.records import queue
+
+    path = write(
+        "n = 0", "import os\nfrom workbench.jobs import result\nresult(run=os.environ['WORKBENCH_RUN_ID'])"
+    )
+    waiting = queue("job", "job", ledger=ledger)
+    job = run(path, run_id=waiting.id, ledger=ledger)
+    assert job.id == waiting.id == job.metrics["run"] and len(runs(ledger)) == 1
+    before = (job.folder / "notebook.ipynb").read_bytes()
+    with pytest.raises(BadInput, match="is there already: succeeded"):
+        run(path, run_id=waiting.id, ledger=ledger)
+    assert (job.folder / "notebook.ipynb").read_bytes() == before
+
+
+def test_bounds_choices_and_required_values_arrive(write, ledger: Ledger) -> None:
+    cell = """from enum import Enum
+from datetime import date
+from typing import Annotated
+from annotated_types import Ge
+
+class Mode(Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+day: date
+mode: Mode = Mode.FAST
+year: Annotated[int, Ge(2000)] = 2013
+first = day.replace(year=year)"""
+    body = (
+        "from workbench.jobs import result\nresult(mode=mode.name, same=mode is Mode.SLOW, first=str(first))"
+    )
+    job = run(write(cell, body), {"day": "2020-02-03", "mode": "SLOW", "year": "2014"}, ledger=ledger)
+    assert job.metrics == {"mode": "SLOW", "same": True, "first": "2014-02-03"}
+    assert job.params == {"day": "2020-02-03", "mode": "slow", "year": 2014}

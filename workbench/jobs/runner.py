@@ -2,8 +2,12 @@
 
 - `run("score.ipynb", {"year": 2014})` executes the notebook in a kernel of its own and returns a recorded run. Its folder `runs/ID/` holds the executed notebook, a report to open in a browser, the kernel's log and what `result` said.
 - The source is never written to, and two runs never share a folder: the executed notebook has no other place.
-- A run ends succeeded, failed or killed, and says which cell, which line, which error; a kernel that was killed, by which signal.
+- A run ends succeeded, failed, timed_out or killed, and says which cell, which line, which error, and in a few words the cause: error, out of memory, timeout, signal SIGKILL, exit 3, user. `JobFailed`, `JobTimedOut` and `JobKilled` have an exit code each.
+- While it runs it beats, so a runner that died is seen. An id that is given (`run_id`) is run once: it is the lock on its folder.
+- How long the last five successful runs took is what a run is expected to take.
+- A `Secret` is looked for before the start and resolved in the kernel; the runner never holds its value.
 - The kernel works in the notebook's own folder, as in JupyterLab, on this run's store; what it records belongs to this run.
+- The kernel is forked from a warm one when there are warm ones and nothing could differ; else it starts cold, and the notebook's metadata says why.
 - Ctrl-C, the Stop button, the time limit and the death of the runner end the kernel and every process it started.
 - Papermill, nbconvert and the kernel's client are imported when a notebook is run, not before."""
 
@@ -19,22 +23,34 @@ import os
 import queue
 import re
 import sqlite3
+import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..base.errors import BadInput, JobFailed, Unavailable, need
+from ..base.errors import BadInput, JobFailed, JobKilled, JobTimedOut, Stopped, Unavailable, need
 from ..base.events import get_logger
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
 from ..base.settings import load_settings
 from ..base.store import atomic_write
+from . import kernels
 from .keeper import killed_by, oom_kills
-from .notebook import as_json, check, find_notebook, injected, parameters, parameters_source
+from workbench.jobs.notebook import (
+    as_json,
+    check,
+    completed,
+    find_notebook,
+    injected,
+    parameters,
+    parameters_source,
+)
 from .outcome import RESULT_VARIABLE, read_result
 from .report import report_html
+from .secret import Secret, present
 
 if TYPE_CHECKING:
     from workbench.jobs.engine import Execution
@@ -48,11 +64,15 @@ def _prepare(source: Path, given: dict[str, Any]) -> Any:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("workbench", None)
     if given:
+        source_text = parameters_source(book, source.name) or ""
+        asked = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+        asked.source = completed(source_text, given)
         names = {"kernel_name": "python3", "language": "python"}
         book = parameterize.parameterize_notebook(book, as_json(given), **names)
         cell = next(cell for cell in book.cells if "injected-parameters" in cell.metadata.tags)
-        cell.source = injected(parameters_source(book, source.name) or "", given)
+        cell.source = injected(source_text, given)
     return book
 
 
@@ -65,7 +85,8 @@ def _environment(run: Run) -> dict[str, str]:
         "WORKBENCH_DISPLAY": "log",
         RESULT_VARIABLE: str(run.folder / "result.json"),
     }
-    return {**os.environ, **own}
+    # Under pytest ipykernel would leave what child processes write to the log, instead of the cell.
+    return {**{k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}, **own}
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #failure
@@ -99,57 +120,135 @@ def _where(book: Any) -> str:
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #reason
-def _reason(execution: "Execution", run: Run, ooms: int) -> str:
-    "What ended the notebook, empty when nothing did; raises what is no fault of the notebook."
+@dataclass(frozen=True)
+class _Ending:
+    "How a notebook ended: the error its run raises, None for a success; what happened, and in a few words why."
+
+    kind: type[JobFailed] | type[Stopped] | None = None
+    what: str = ""
+    cause: str = ""
+    advice: str = ""
+
+    @property
+    def status(self) -> str:
+        "Of the run."
+        return "succeeded" if self.kind is None else getattr(self.kind, "status", "killed")
+
+
+_STOPPED = _Ending(Stopped, "stopped by the user", "user")
+_MEMORY = "give it more memory or less data"
+
+
+def _ending(execution: "Execution", run: Run, ooms: int) -> _Ending:
+    "What ended the notebook; raises what is no fault of the notebook."
     error = execution.error
     if error is None:
-        return ""
+        return _Ending()
     name = type(error).__name__
     if name == "CellExecutionError":
-        if (error.ename, error.evalue) in (("SystemExit", ""), ("SystemExit", "0")):
-            return ""  # sys.exit(0): the notebook says that it is done
-        return f"{error.ename}: {error.evalue[:500]}"
+        return _raised(error)
     if isinstance(error, OSError | sqlite3.Error | MemoryError):
         raise error
-    end = killed_by(execution.exit_code, oom_kills() - ooms)
+    if name != "DeadKernelError" and "Kernel died" not in str(error):
+        return _Ending(JobFailed, f"{name}: {error}", "error")
+    code, memory = execution.exit_code, oom_kills() > ooms
     tail = (run.folder / "kernel.log").read_text(errors="replace").strip()[-500:]
-    if name == "DeadKernelError" or "Kernel died" in str(error):
-        return f"the kernel {end}" + (f"\n{tail}" if tail else "")
-    return f"{name}: {error}"
+    said = f"the kernel {killed_by(code, memory)}" + (f"\n{tail}" if tail else "")
+    if code is None or code >= 0:
+        return _Ending(
+            JobFailed, said, f"exit {code}", "the process ended itself: os._exit, or a library that calls it"
+        )
+    cause = "out of memory" if memory and code == -9 else "signal " + killed_by(code).rpartition(" ")[2]
+    advice = (
+        _MEMORY if code == -9 else "a crash in compiled code; kernel.log beside the notebook may say where"
+    )
+    return _Ending(JobKilled, said, cause, advice if code in (-4, -6, -7, -8, -9, -11) else "")
+
+
+def _raised(error: Any) -> _Ending:
+    "What an exception in a cell means."
+    said = f"{error.ename}: {error.evalue[:500]}"
+    if error.ename == "SystemExit":
+        if error.evalue in ("", "0"):
+            return _Ending()  # sys.exit(0): the notebook says that it is done
+        return _Ending(JobFailed, said, f"exit {error.evalue[:40]}")
+    if error.ename == "StdinNotImplementedError":
+        return _Ending(JobFailed, f"the notebook asks for input, and nobody is there\n  {said}", "asks for input",
+                       "make what it asks for a parameter")  # fmt: skip
+    if error.ename in ("MemoryError", "_ArrayMemoryError") or "out of memory" in error.evalue.lower():
+        return _Ending(JobFailed, said, "out of memory", _MEMORY)
+    return _Ending(JobFailed, said, "error")
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #follow
 _TICK_S = 0.25
-_STOPPED = "stopped by the user"
 
 
-def _follow(execution: "Execution", tracker: Tracker, timeout_s: float | None) -> str:
-    "Wait for the end and show how far it is; an empty text, or why it is ended early."
-    until = time.monotonic() + (timeout_s or float("inf"))
+@dataclass(frozen=True)
+class _Limits:
+    "Seconds; None is no limit."
+
+    whole_s: float | None = None
+    cell_s: float | None = None
+
+    def check(self) -> None:
+        "Raise `BadInput` for a limit that is none."
+        for name, value in (("timeout_s", self.whole_s), ("cell_timeout_s", self.cell_s)):
+            if value is not None and not value > 0:
+                raise BadInput(f"{name} = {value} is no time", "give seconds, or None for no limit")
+
+    def passed(self, began: float, cell_began: float) -> str:
+        "Which limit has passed, in words."
+        now, forever = time.monotonic(), float("inf")
+        if now - began > (self.whole_s or forever):
+            return f"it ran out of time ({self.whole_s:g} s)"
+        return (
+            f"the cell ran out of time ({self.cell_s:g} s)"
+            if now - cell_began > (self.cell_s or forever)
+            else ""
+        )
+
+
+def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run) -> _Ending | None:
+    "Wait for the end, show how far it is and beat; None, or why it is ended early."
+    began = cell_began = time.monotonic()
     tracker.stage("cells", total=len(execution.book.cells))
+    tracker.state.expected_s = _expected_s(run)
     while True:
         try:
             if execution.wait(_TICK_S) is None:
-                return ""
+                return None
+            cell_began = time.monotonic()
             tracker.advance(1)
         except queue.Empty:
             tracker.advance(0)  # raises when Stop was pressed
-        if time.monotonic() > until:
-            return f"it ran out of time ({timeout_s:g} s)"
+        with suppress(sqlite3.OperationalError):  # a full disk, a busy ledger: no reason to end the work
+            run.beat()
+        if late := limits.passed(began, cell_began):
+            return _Ending(JobTimedOut, late, "timeout", "give it more time, or less to do")
+
+
+def _expected_s(run: Run) -> float | None:
+    "Seconds that the last five successful runs of this job took, the middle one; None without any."
+    assert run.ledger is not None
+    sql = """select ended_at - started_at as took_s from runs
+        where kind='job' and name=? and status='succeeded' order by started_at desc limit 5"""
+    took = [row["took_s"] for row in run.ledger.query(sql, run.name)]
+    return statistics.median(took) if took else None
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #keep
-def _keep(run: Run, book: Any, reason: str) -> None:
+def _keep(run: Run, book: Any, ending: _Ending) -> None:
     "Write what the run leaves behind: the executed notebook, which says how it ended, the result and the report."
-    status = "killed" if reason == _STOPPED else "failed" if reason else "succeeded"
-    book.metadata.papermill["exception"] = bool(reason) or None
-    book.metadata["workbench"] = {"run": run.id, "status": status, "error": reason}
+    book.metadata.papermill["exception"] = bool(ending.kind) or None
+    said = {"status": ending.status, "error": ending.what, "cause": ending.cause}
+    book.metadata["workbench"] = {**book.metadata.get("workbench", {}), "run": run.id, **said}
     text = need("nbformat", extra="jobs").writes(book)
     run.keep("notebook", atomic_write(run.folder / "notebook.ipynb", text.encode("utf-8", "replace")))
     run.metrics.update(read_result(run.folder / "result.json"))
-    if status == "killed":
+    if ending is _STOPPED:
         return  # who presses Stop does not wait for a report
-    shown = dataclasses.replace(run, status=status, error=reason, ended_at=time.time())
+    shown = dataclasses.replace(run, **said, ended_at=time.time())
     try:
         page = report_html(book, run.name, shown._repr_html_())
     except Exception as error:  # the job is done; its report is a view of it
@@ -158,26 +257,47 @@ def _keep(run: Run, book: Any, reason: str) -> None:
     run.keep("report", atomic_write(run.folder / "report.html", page.encode("utf-8", "replace")))
 
 
+# %% ../../notebooks/80_jobs/20_runner.ipynb #warm
+def _warm(book: Any, env: dict[str, str], cwd: Path, log: TextIO) -> kernels.WarmKernel | None:
+    "A warm kernel, or None; the notebook says which, and why."
+    warm, why = kernels.take(env, str(cwd), log)
+    book.metadata["workbench"] = {"kernel": "warm" if warm else f"cold: {why}"}
+    if not warm and kernels.running():
+        get_logger("jobs").info("cold kernel", why=why)
+    return warm
+
+
 # %% ../../notebooks/80_jobs/20_runner.ipynb #execute
-def _execute(run: Run, book: Any, cwd: Path, timeout_s: float | None) -> None:
+def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
     "Execute `book` and keep all that comes out; raises `JobFailed`, `Stopped` or KeyboardInterrupt."
     engine = importlib.import_module("workbench.jobs.engine")
-    ooms, reason = oom_kills(), _STOPPED
+    ooms, ending = oom_kills(), _STOPPED
     with (run.folder / "kernel.log").open("w") as log, track(run.name, unit="cells") as tracker:
         os.chmod(log.name, 0o600)
         env = _environment(run)
-        execution = engine.Execution(book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log)
+        warm = _warm(book, env, cwd, log)
+        execution = engine.Execution(
+            book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log, warm=warm
+        )
+        early: _Ending | None = _STOPPED
         try:
-            reason = _follow(execution, tracker, timeout_s)
+            early = _follow(execution, tracker, limits, run)
+        except Exception as error:
+            early = (
+                early
+                if isinstance(error, Stopped)
+                else _Ending(JobFailed, f"{type(error).__name__}: {error}")
+            )
+            raise
         finally:
             execution.end()
-            reason = reason or _reason(execution, run, ooms)
-            _keep(run, execution.book, reason)
-    if reason:
-        what = f"{run.name} failed {_where(execution.book)}\n  {reason}"
-        raise JobFailed(
-            what, f"the executed notebook is {run.folder / 'notebook.ipynb'}, report.html is beside it"
-        )
+            ending = early or _ending(execution, run, ooms)
+            _keep(run, execution.book, ending)
+    if ending.kind:
+        what = f"{run.name} {ending.status.replace('_', ' ')} {_where(execution.book)}\n  {ending.what}"
+        place = f"the executed notebook is {run.folder / 'notebook.ipynb'}, report.html is beside it"
+        hint = f"{ending.advice}; {place}" if ending.advice else place
+        raise ending.kind(what, hint, ending.cause)
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #run
@@ -188,16 +308,22 @@ def run(
     name: str = "",  # of the run; the notebook's when empty
     ledger: Ledger | None = None,
     timeout_s: float | None = None,  # of the whole notebook
+    cell_timeout_s: float | None = None,  # of each cell
+    run_id: str = "",  # of a queued run, or for a new one; made when empty
 ) -> Run:
-    "Execute a notebook as a recorded job; raises `BadParameter` before it starts, `JobFailed` when it fails."
+    "Execute a notebook as a recorded job; `BadParameter` or `NotFound` before it starts, `JobFailed` when it fails."
     source, name = find_notebook(path), name or Path(path).stem
     given = check(source, params or {})
-    if timeout_s is not None and not timeout_s > 0:
-        raise BadInput(f"timeout_s = {timeout_s} is no time", "give seconds, or None for no limit")
+    limits = _Limits(timeout_s, cell_timeout_s)
+    limits.check()
+    values = {parameter.name: parameter.default for parameter in parameters(source)} | given
+    for value in values.values():
+        if isinstance(value, Secret):
+            present(value.reference)
     book = _prepare(source, given)
-    values = as_json({parameter.name: parameter.default for parameter in parameters(source)} | given)
-    with _store_said(), start("job", name, params=values, notebook=source, ledger=ledger) as record:
-        _execute(record, book, source.parent, timeout_s)
+    noted = {"params": as_json(values), "notebook": source, "ledger": ledger, "run_id": run_id}
+    with _store_said(), start("job", name, **noted) as record:
+        _execute(record, book, source.parent, limits)
     return record
 
 

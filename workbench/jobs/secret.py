@@ -2,7 +2,7 @@
 
 - `token: Secret` in a parameters cell is given as `env:NAME`, `file:PATH` (from the project) or `keyring:SERVICE/NAME`; `token.reveal()` is the value, in the kernel only. Plain text is refused and not repeated.
 - A `Secret` shows, compares, pickles and is recorded as its reference. It does not hold the value.
-- In a kernel, everything that is sent out passes one place (`Session.send`); from the first `Secret` on, known values are taken out there, in all their usual spellings: streams, rich data, errors, comms, replies. What the kernel logs is redacted too, and so are results and records (`base.redact`).
+- In a kernel, everything that is sent out passes one place (`Session.send`); from the first `Secret` on, known values are taken out there, in all their usual spellings: streams, rich data, errors, comms, replies. What the kernel logs is redacted too (its copy of what child processes write is not kept), and so are results and records (`base.redact`).
 - The end of a stream that may be the beginning of a secret waits for the next piece or for the end of the cell, so a value in two messages is found. Child processes of `multiprocessing` do not wait.
 - A file that the notebook writes itself is its own affair."""
 
@@ -190,4 +190,10 @@ def _guard_kernel() -> bool:
         session.send = _Guard(session.send).send
         for handler in kernel.log.handlers:
             handler.setFormatter(_Redacting(handler.formatter))
+        for stream in (
+            sys.stdout,
+            sys.stderr,
+        ):  # what child processes write: shown in the cell, copied to the log
+            if hasattr(stream, "_original_stdstream_copy"):
+                stream._original_stdstream_copy = os.open(os.devnull, os.O_WRONLY)
     return True
