@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 import toy
 
+from workbench.base import records
 from workbench.base.ledger import Ledger
 from workbench.data.feed import write_parquet
 from workbench.models.shelf import Shelf
@@ -185,7 +188,48 @@ def test_errors_are_json_when_asked(project: Path) -> None:
 
 
 def test_debug_shows_the_stack_trace(project: Path) -> None:
-    assert "Traceback" in workbench("--debug", "show", "nope").stderr
+    done = workbench("--debug", "show", "nope")
+    assert "Traceback" in done.stderr and done.returncode == 3
+
+
+def test_stdout_is_the_answer_and_nothing_else(
+    project: Path, shelf: Shelf, delays: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_DISPLAY", "log")
+    done = workbench("check", str(delays), "--contract", "toy:CONTRACT", "--json")
+    assert json.loads(done.stdout)["rows"] == 400 and "check delays" in done.stderr
+    assert json.loads(workbench("models", "--json").stdout)[0]["aliases"] == {"champion": 2}
+    assert "champion" in workbench("models", "delays").stdout
+    done = workbench("runs", "--limit", "0", "--json")
+    assert json.loads(done.stderr)["exit_code"] == done.returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_said_and_recorded(project: Path, number: int) -> None:
+    book = notebook(
+        project / "job.ipynb", "n: int = 1", "open('started', 'w').close()\nimport time\ntime.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [*COMMAND, "run", str(book), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 30
+    while not (project / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(number)
+    out, said = child.communicate(timeout=30)
+    assert (child.returncode, out) == (130, b"")
+    assert json.loads(said.decode().strip().splitlines()[-1])["exit_code"] == 130
+    assert records.runs(kind="job")[0].status == "killed"
+
+
+def test_nothing_that_was_typed_is_dropped(project: Path, shelf: Shelf, delays: Path) -> None:
+    book = notebook(project / "job.ipynb", "n: int = 1")
+    refused(workbench("run", str(book), "-p", "n=1", "-p", "n=2"), 2, "given twice")
+    refused(workbench("promote", "delays"), 2, "names no version")
+    refused(workbench("promote", "delays/2", "--where", "a > 1"), 2, "--feed")
+    refused(workbench("runs", "--kind", "foo"), 2, "foo")
+    refused(workbench("check", str(delays), "--contract", "toy:features"), 2, "toy:features", "Contract")
+    assert workbench("serve", "delays@champion", "--port", "0").returncode == 2
 
 
 def test_usage_errors_are_bad_input(project: Path) -> None:
@@ -215,6 +259,10 @@ def test_every_verb_takes_json_and_explains_itself() -> None:
 
 def test_doctor_finds_what_is_wrong(project: Path) -> None:
     assert workbench("doctor").returncode == 0
+    (project / "settings.ini").write_text("[laptop]\nprot = 80\n")
+    broken = json.loads(workbench("doctor", "--json").stdout)
+    assert [f["check"] for f in broken if f["level"] == "bad"][0] == "settings" and len(broken) > 10
+    (project / "settings.ini").write_text("[laptop]\n")
     (project / ".workbench").chmod(0o755)
     done = workbench("doctor", "--json")
     bad = [finding for finding in json.loads(done.stdout) if finding["level"] == "bad"]

@@ -19,6 +19,7 @@ __all__ = [
     "check",
     "predict",
     "serve",
+    "models",
     "promote",
     "rollback",
     "lab",
@@ -29,19 +30,27 @@ __all__ = [
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #48107a0c
 import json
+import math
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from ..base import records
-from ..base.errors import BadParameter, WorkbenchError
+from ..base.errors import BadParameter, Stopped, WorkbenchError
+from ..base.ledger import Ledger
+from . import kernels, schedule
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+kernels.register(app)
+schedule.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
@@ -59,12 +68,14 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no word for it
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _emit(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_plain(value), indent=2))
+        print(json.dumps(_plain(value), indent=2, allow_nan=False))
     elif isinstance(value, list):
         print("\n".join(str(item) for item in value))
     else:
@@ -79,6 +90,7 @@ def _from_here(path: str) -> str:
 # %% ../../notebooks/95_cli/30_cli.ipynb #options
 @app.callback()
 def options(
+    context: typer.Context,
     profile: Annotated[str, typer.Option(help="Section of settings.ini: laptop, cluster, production.")] = "",
     debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False,
 ) -> None:
@@ -87,9 +99,10 @@ def options(
         os.environ["WORKBENCH_PROFILE"] = profile
     if debug:
         os.environ["WORKBENCH_DEBUG"] = "1"
-    from workbench.base.settings import load_settings
+    if context.invoked_subcommand != "doctor":  # which finds out itself, and goes on
+        from workbench.base.settings import load_settings
 
-    load_settings()  # a bad profile or key is said before anything starts
+        load_settings()  # a bad profile or key is said before anything starts
 
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #given
@@ -100,6 +113,10 @@ def _given(pairs: list[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise BadParameter(f"-p {pair!r} has no '='", "write -p name=value")
+        if name in found:
+            raise BadParameter(
+                f"parameter '{name}' is given twice: {found[name]!r} and {value!r}", "give it once"
+            )
         found[name] = value
     return found
 
@@ -109,7 +126,7 @@ def _given(pairs: list[str]) -> dict[str, str]:
 def run(
     notebook: str,
     p: Annotated[list[str], typer.Option("-p", help="name=value, as often as needed")] = [],  # noqa: B006
-    timeout: Annotated[float | None, typer.Option(help="Seconds a cell may take.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds the whole notebook may take.")] = None,
     as_json: Json = False,
 ) -> None:
     "Run a notebook as a job."
@@ -121,11 +138,14 @@ def run(
 @app.command()
 def runs(
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
-    kind: Annotated[str, typer.Option(help="check, fit, predict, job, promote, serve")] = "",
+    kind: Annotated[str, typer.Option(help="Only of this kind: job, fit, check, measure, promote, ...")] = "",
     as_json: Json = False,
 ) -> None:
     "List the newest runs."
     found = records.runs(limit=limit, kind=kind)
+    if kind and not found:
+        known = [row["kind"] for row in Ledger().query("select distinct kind from runs order by kind")]
+        raise BadParameter(f"no run is of kind '{kind}'", f"there are: {', '.join(known) or 'no runs yet'}")
     if not found and not as_json:
         print("no runs yet; start one with: workbench run NOTEBOOK")
         return
@@ -166,10 +186,16 @@ def check(
     as_json: Json = False,
 ) -> None:
     "Check a feed against its contract; refused rows go to the quarantine."
+    from workbench.data.contract import Contract
     from workbench.data.feed import Feed
     from workbench.data.recipe import load_object
 
-    _emit(Feed(_from_here(source), load_object(contract), where=where).check(), as_json)
+    found = load_object(contract)
+    if not isinstance(found, Contract):
+        raise BadParameter(
+            f"--contract {contract} is a {type(found).__name__}", "name a Contract, module:name"
+        )
+    _emit(Feed(_from_here(source), found, where=where).check(), as_json)
 
 
 @app.command()
@@ -190,19 +216,31 @@ def predict(
 @app.command()
 def serve(
     model: str,
-    host: Annotated[str, typer.Option(help="Address to listen on; default from settings.ini.")] = "",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default from settings.ini.")] = 0,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default from settings.ini.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; default from settings.ini.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     "Serve a model over HTTP until SIGTERM or Ctrl-C."
-    from workbench.base.settings import load_settings
     from workbench.serve import app as service
 
-    settings = load_settings()
-    address = {"model": model, "host": host or settings.host, "port": port or settings.port}
-    if as_json:
-        print(json.dumps(address), flush=True)
-    service.serve(model, host=address["host"], port=address["port"])
+    _emit(service.serve(model, host=host, port=port), as_json)
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(help="One model; all when not given.")] = "", as_json: Json = False
+) -> None:
+    "List models, their versions and where their aliases stand."
+    from workbench.models.shelf import Shelf
+    from workbench.release import registry
+
+    found = [registry.status(each) for each in ([name] if name else Shelf().names())]
+    if not found and not as_json:
+        print("no models yet; fit one and keep it with .bundle()")
+        return
+    _emit(found, as_json)
 
 
 @app.command()
@@ -221,8 +259,12 @@ def promote(
     from workbench.models.shelf import load
     from workbench.release import registry
 
-    if bool(feed) != bool(baseline):
-        raise BadParameter("--feed and --baseline go together", "name the rows and the model to compare with")
+    if bool(feed) != bool(baseline) or (where and not feed):
+        raise BadParameter(
+            "--feed, --baseline and --where go together", "name the rows and the model to compare with"
+        )
+    if "/" not in model:
+        raise BadParameter(f"'{model}' names no version", "write name/version; workbench models lists them")
     bundle = load(model)
     if feed:
         rows = Feed(_from_here(feed), bundle.contract, where=where)
@@ -294,12 +336,9 @@ def demo(
         raise typer.Exit(1)
 
 
-# %% ../../notebooks/95_cli/30_cli.ipynb #main
+# %% ../../notebooks/95_cli/30_cli.ipynb #say
 def _say(error: BaseException, as_json: bool) -> int:
     "Say `error` on standard error; returns the exit code."
-    if isinstance(error, KeyboardInterrupt):
-        error = WorkbenchError("stopped", "")
-        error.exit_code = 130
     ours = isinstance(error, WorkbenchError)
     what = error.what if ours else f"{type(error).__name__}: {error}"
     hint = error.hint if ours else "run the same command with 'workbench --debug ...' to see where"
@@ -311,11 +350,35 @@ def _say(error: BaseException, as_json: bool) -> int:
     return code
 
 
+def _usage(error: Any, as_json: bool) -> int:
+    "Say what was typed wrong."
+    if not as_json:
+        error.show()
+        return error.exit_code
+    return _say(BadParameter(error.format_message(), "workbench --help lists verbs and options"), True)
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+# %% ../../notebooks/95_cli/30_cli.ipynb #main
 def main() -> None:
     "Entry point of the `workbench` command."
+    as_json = "--json" in sys.argv
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # a batch system's stop is a stop: recorded, and nothing left behind
+        signal.signal(number, _as_ctrl_c)
     try:
-        app()
+        code = app(standalone_mode=False) or 0
+        if code == 130:
+            code = _say(Stopped("stopped", ""), as_json)
+    except typer.exceptions.TyperException as error:
+        code = _usage(error, as_json)
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("WORKBENCH_DEBUG"):
-            raise
-        sys.exit(_say(error, "--json" in sys.argv))
+            traceback.print_exc()
+        code = _say(Stopped("stopped", "") if isinstance(error, KeyboardInterrupt) else error, as_json)
+    sys.exit(code)

@@ -88,7 +88,10 @@ def _data_lines(page: Page) -> list[str]:
 
 def _model_lines(page: Page) -> list[str]:
     trained = page.jobs["2_train"].metrics
-    lines = ["", f"  {'':14}{'AUC':>8}{'PR-AUC':>8}{'Brier':>8}{'p99 ms':>8}{'MB':>8}   worst slice"]
+    lines = [
+        "",
+        f"  {'Nov and Dec':14}{'AUC':>8}{'PR-AUC':>8}{'Brier':>8}{'p99 ms':>8}{'MB':>8}   worst slice",
+    ]
     for name in ("baseline", "net"):
         found = trained["evidence"][name]
         worst, m = found["slices"][0], found["metrics"]
@@ -104,7 +107,7 @@ def _model_lines(page: Page) -> list[str]:
     return [
         *lines,
         f"  promoted      {trained['promoted']}, the {trained['chosen']}",
-        f"  because       {trained['why']}",
+        f"  because       on October {trained['why']}",
     ]
 
 
