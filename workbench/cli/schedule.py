@@ -47,6 +47,7 @@ from ..jobs.lead import members
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 File = Annotated[str, typer.Option("--file", help="The jobs file, from the project.")]
 _START_WITHIN_S = 30.0
+_aside: list[subprocess.Popen[bytes]] = []  # held: a Popen that is dropped warns that its process is at work
 schedule = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -97,6 +98,7 @@ def _start_aside(args: list[str], log: Path) -> int:
             cwd=project_root(),
             start_new_session=True,
         )
+    _aside.append(child)
     until = time.monotonic() + _START_WITHIN_S
     while child.pid not in {one["pid"] for one in members(Ledger())}:
         if child.poll() is not None or time.monotonic() > until:

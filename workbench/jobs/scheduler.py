@@ -141,7 +141,7 @@ class Scheduler:
         self.stopping = threading.Event()
         self._fence, self._problem, self._seen_at = 0, "", 0.0
         self._next: dict[str, tuple[tuple[str, str], float | None]] = {}
-        self._children: dict[str, tuple[int, subprocess.Popen[bytes], float]] = {}
+        self._children: dict[tuple[str, int], tuple[subprocess.Popen[bytes], float]] = {}
         self._active: dict[str, str] = {}
         self._told: dict[tuple[str, int], float] = {}
         self._watched: dict[str, Watched] = {}
@@ -267,9 +267,9 @@ class Scheduler:
         for _ in self._active.keys() - active.keys():
             self.hook("finished")
         self._active = {key: due.status for key, due in active.items()}
-        for key, (_, child, _) in list(self._children.items()):
-            if child.poll() is not None and key not in active:
-                del self._children[key]
+        for (key, number), (child, _) in list(self._children.items()):
+            if child.poll() is not None and not (key in active and active[key].launch == number):
+                del self._children[key, number]
 
     def _end(self, due: Due, status: str, error: str, run: str = "") -> None:
         with self.lead.change() as db:
@@ -278,8 +278,8 @@ class Scheduler:
 
     def _watch_launch(self, due: Due, now: float) -> None:
         "A launch that has not begun: ours is waited for; one of an earlier leader gets a new number."
-        number, child, at_s = self._children.get(due.key, (0, None, 0.0))
-        if child is None or number != due.launch:
+        child, at_s = self._children.get((due.key, due.launch), (None, 0.0))
+        if child is None:
             with self.lead.change() as db:
                 sql = "update dues set status='queued', launch=launch+1 where key=? and launch=? and status='launching'"
                 db.execute(sql, (due.key, due.launch))
@@ -295,8 +295,8 @@ class Scheduler:
             child.kill()
 
     def _watch_run(self, due: Due, now: float) -> None:
-        if due.key in self._children:
-            self._children[due.key][1].poll()  # collects it when it has ended
+        if (due.key, due.launch) in self._children:
+            self._children[due.key, due.launch][0].poll()  # collects it when it has ended
         if not is_alive(due, SILENT_S):
             self._lost(due)
         elif due.cancel:
@@ -394,7 +394,7 @@ class Scheduler:
                 stderr=log,
                 start_new_session=True,
             )
-        self._children[due.key] = (number, child, time.monotonic())
+        self._children[due.key, number] = (child, time.monotonic())
         self.log.info("launched", key=due.key, launch=number, pid=child.pid)
 
     def _deliver(self) -> None:
