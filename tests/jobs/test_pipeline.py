@@ -13,6 +13,7 @@ import pytest
 from workbench.base import records
 from workbench.base.errors import BadInput, JobFailed, NotFound
 from workbench.base.ledger import Ledger
+from workbench.jobs.jobsfile import pipeline_steps
 from workbench.jobs.pipeline import Flow, Outcome, Step, levels, needs, run_pipeline
 
 
@@ -161,3 +162,14 @@ def test_it_shows_itself_escaped() -> None:
     shown = flow._repr_html_()
     assert "<i>" not in shown and "<script>" not in shown and "<svg" in shown
     assert str(flow).splitlines()[1].split() == ["failed", "<i>"]
+
+
+def test_the_jobs_file_names_the_steps(project: Path, ledger: Ledger) -> None:
+    notebook(project / "a.ipynb", "open('a.txt', 'w').write(str(n))")
+    (project / "jobs.toml").write_text(
+        '[jobs.a]\nnotebook = "a.ipynb"\npipeline = "p"\nwrites = ["a.txt"]\nparams = {n = 3}\n'
+    )
+    flow = run_pipeline("p", pipeline_steps("p"), ledger=ledger)
+    assert statuses(flow) == {"a": "succeeded"} and (project / "a.txt").read_text() == "3"
+    with pytest.raises(NotFound, match="did you mean 'p'|pipeline 'pp'"):
+        pipeline_steps("pp")

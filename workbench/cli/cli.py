@@ -44,7 +44,10 @@ import typer
 from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
+from ..base.settings import project_path
 from . import kernels, schedule
+from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
+from ..jobs.pipeline import run_pipeline
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -124,14 +127,22 @@ def _given(pairs: list[str]) -> dict[str, str]:
 # %% ../../notebooks/95_cli/30_cli.ipynb #run-verbs
 @app.command()
 def run(
-    notebook: str,
+    notebook: Annotated[str, typer.Argument(help="A notebook, or the name of a pipeline in jobs.toml.")],
     p: Annotated[list[str], typer.Option("-p", help="name=value, as often as needed")] = [],  # noqa: B006
     timeout: Annotated[float | None, typer.Option(help="Seconds the whole notebook may take.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="A pipeline: run also what is unchanged.")] = False,
     as_json: Json = False,
 ) -> None:
-    "Run a notebook as a job."
+    "Run a notebook as a job, or a pipeline of them."
     from workbench.jobs import runner
 
+    if not notebook.endswith(".ipynb") and not Path(notebook).exists() and project_path(JOBS_FILE).is_file():
+        if p or timeout:
+            raise BadParameter(
+                f"-p and --timeout are of a notebook, '{notebook}' is none", "write them into jobs.toml"
+            )
+        _emit(run_pipeline(notebook, pipeline_steps(notebook), force=force), as_json)
+        return
     _emit(runner.run(_from_here(notebook), _given(p), timeout_s=timeout), as_json)
 
 

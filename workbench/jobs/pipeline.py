@@ -270,7 +270,7 @@ def _line(name: str, before: list[str], outcome: Outcome | None) -> str:
     status = outcome.status if outcome else "waiting"
     took = f"{outcome.took_s:6.1f} s" if outcome and outcome.took_s else " " * 8
     after = f"  after {', '.join(before)}" if before else ""
-    why = f"\n      {outcome.error.splitlines()[0]}" if outcome and outcome.error else ""
+    why = "".join(f"\n      {part.strip()}" for part in outcome.error.splitlines()[:2]) if outcome else ""
     return f"  {status:10} {took}  {name}{after}{why}"
 
 
