@@ -4,6 +4,7 @@
 - The source is never written to, and two runs never share a folder: the executed notebook has no other place.
 - A run ends succeeded, failed, timed_out or killed, and says which cell, which line, which error, and in a few words the cause: error, out of memory, timeout, signal SIGKILL, exit 3, user. `JobFailed`, `JobTimedOut` and `JobKilled` have an exit code each.
 - While it runs it beats, so a runner that died is seen. An id that is given (`run_id`) is run once: it is the lock on its folder.
+- An exception in a thread ends no cell; it is noted in the notebook and the report.
 - How long the last five successful runs took is what a run is expected to take.
 - A `Secret` is looked for before the start and resolved in the kernel; the runner never holds its value.
 - The kernel works in the notebook's own folder, as in JupyterLab, on this run's store; what it records belongs to this run.
@@ -22,6 +23,7 @@ import importlib
 import os
 import queue
 import re
+import shutil
 import sqlite3
 import statistics
 import time
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..base import html
 from ..base.errors import BadInput, JobFailed, JobKilled, JobTimedOut, Stopped, Unavailable, need
 from ..base.events import get_logger
 from ..base.progress import Tracker, track
@@ -237,12 +240,29 @@ def _expected_s(run: Run) -> float | None:
     return statistics.median(took) if took else None
 
 
+# %% ../../notebooks/80_jobs/20_runner.ipynb #thread-errors
+def _thread_errors(book: Any) -> list[str]:
+    "Exceptions in threads that a cell started: Python goes on without them, a reader should know."
+    found = []
+    for number, cell in enumerate(book.cells, 1):
+        for output in cell.get("outputs", []):
+            text = output.get("text", "") if output.get("name") == "stderr" else ""
+            for match in re.finditer(
+                r"^Exception in thread (.*):\n(?:(?:Traceback| |During|The above|\n).*\n)*(.*)", text, re.M
+            ):
+                found.append(f"cell {number}: an exception ended the thread {match[1]}: {match[2][:200]}")
+    return found
+
+
 # %% ../../notebooks/80_jobs/20_runner.ipynb #keep
 def _keep(run: Run, book: Any, ending: _Ending) -> None:
     "Write what the run leaves behind: the executed notebook, which says how it ended, the result and the report."
     book.metadata.papermill["exception"] = bool(ending.kind) or None
     said = {"status": ending.status, "error": ending.what, "cause": ending.cause}
     book.metadata["workbench"] = {**book.metadata.get("workbench", {}), "run": run.id, **said}
+    if notes := _thread_errors(book):
+        book.metadata.workbench["notes"] = notes
+        get_logger("jobs").warning("the notebook went on", run=run.id, notes=notes)
     text = need("nbformat", extra="jobs").writes(book)
     run.keep("notebook", atomic_write(run.folder / "notebook.ipynb", text.encode("utf-8", "replace")))
     run.metrics.update(read_result(run.folder / "result.json"))
@@ -250,7 +270,9 @@ def _keep(run: Run, book: Any, ending: _Ending) -> None:
         return  # who presses Stop does not wait for a report
     shown = dataclasses.replace(run, **said, ended_at=time.time())
     try:
-        page = report_html(book, run.name, shown._repr_html_())
+        page = report_html(
+            book, run.name, shown._repr_html_() + html.table([{"note": note} for note in notes]) * bool(notes)
+        )
     except Exception as error:  # the job is done; its report is a view of it
         get_logger("jobs").warning("no report", error=f"{type(error).__name__}: {error}")
         return
@@ -322,18 +344,25 @@ def run(
             present(value.reference)
     book = _prepare(source, given)
     noted = {"params": as_json(values), "notebook": source, "ledger": ledger, "run_id": run_id}
-    with _store_said(), start("job", name, **noted) as record:
+    with (
+        _store_said(ledger.store.root if ledger else load_settings().store),
+        start("job", name, **noted) as record,
+    ):
         _execute(record, book, source.parent, limits)
     return record
 
 
 @contextmanager
-def _store_said() -> Iterator[None]:
+def _store_said(root: Path) -> Iterator[None]:
     "A full disk or a store that cannot be written, in words."
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
+        with suppress(OSError):
+            if (free := shutil.disk_usage(root).free) < 1_000_000:
+                raise Unavailable(
+                    f"the job cannot be recorded, the disk is full ({free / 1e3:.0f} kB left): {error}",
+                    f"make room on the disk of {root}",
+                ) from error
         what = f"the job cannot be recorded: {error}"
-        raise Unavailable(
-            what, f"is there space, and may you write? The store is {load_settings().store}"
-        ) from error
+        raise Unavailable(what, f"is there space, and may you write? The store is {root}") from error
