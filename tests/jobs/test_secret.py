@@ -199,6 +199,16 @@ def test_a_secret_is_its_reference_wherever_it_is_written(write, monkeypatch: py
     assert str(parameters(write(cell))[0]) == "token: Secret = Secret('env:API_TOKEN')"
 
 
+def test_the_runner_never_reads_it(write, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKEN", VALUE)
+    job = run(
+        write("from workbench.jobs.secret import Secret\ntoken: Secret"),
+        {"token": "env:API_TOKEN"},
+        ledger=ledger,
+    )
+    assert job.status == "succeeded" and redact.redact(VALUE) == VALUE
+
+
 def test_it_is_light() -> None:
     code = "import sys, workbench.jobs.secret; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())

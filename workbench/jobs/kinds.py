@@ -188,7 +188,7 @@ def literal(node: ast.expr, scope: Scope) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
         pass
-    makers = {"date": date, "datetime": datetime, "Secret": Secret}
+    makers = {"date": date, "datetime": datetime, "Secret": Secret.unresolved}
     match node:
         case ast.Attribute(value=ast.Name(id=name), attr=member) if name in scope:
             return getattr(getattr(scope[name], "__origin__", None), "__members__", {}).get(member, COMPUTED)

@@ -69,12 +69,19 @@ class Secret:
         self,
         reference: str,  # env:NAME, file:PATH or keyring:SERVICE/NAME
     ) -> None:
-        if not is_reference(reference):
-            raise BadParameter("a secret was given as plain text (not shown)", "give env:NAME or file:PATH")
-        self.reference = reference
+        self.reference = Secret.unresolved(reference).reference
         if _guard_kernel():  # known from now on, so that a print of os.environ is caught too
             with contextlib.suppress(WorkbenchError, OSError):
                 self.reveal()
+
+    @classmethod
+    def unresolved(cls, reference: str) -> "Secret":
+        "The same, of a process that only passes it on: nothing is read."
+        if not is_reference(reference):
+            raise BadParameter("a secret was given as plain text (not shown)", "give env:NAME or file:PATH")
+        made = object.__new__(cls)
+        made.reference = reference
+        return made
 
     def reveal(self) -> str:
         "The value; raises `NotFound`. This process takes it out of what it writes from now on."
@@ -104,7 +111,7 @@ class Secret:
                 return value
             if not is_reference(value):
                 raise ValueError("a secret is given as env:NAME or file:PATH")
-            return cls(value)
+            return cls.unresolved(value)
 
         return core_schema.no_info_plain_validator_function(parse)
 
