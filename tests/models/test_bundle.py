@@ -1,11 +1,13 @@
 """A bundle is data, all of it checked; whatever else claims to be one is refused and runs nothing."""
 
+import importlib
 import json
 import os
 import pickle
 import random
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +188,10 @@ HOSTILE = {
     "another format": setting(format="mlflow"),
     "another framework": setting(framework="pickle"),
     "an unknown key": setting(hook="os:system"),
+    "probes of no form": setting(probes=[1]),
+    "probes without rows": setting(probes={"rows": {}, "scores": [0.5], "code": {}}),
+    "probes of no column": setting(probes={"rows": {"x": [1]}, "scores": [0.5], "code": {}}),
+    "probes of text": setting(probes={"rows": {}, "scores": ["a"], "code": {}}),
     "a wrong config": setting(config={"n_dense": 10**6, "sizes": []}),
     "an unknown argument": setting(config={"command": "ls"}),
     "no contract": setting(contract={}),
@@ -263,6 +269,92 @@ def test_it_shows_itself_escaped(tmp_path: Path) -> None:
     bundle = bundles.save(tmp_path / "b", **toy.linear_parts(lineage={"note": "<script>alert(1)</script>"}))
     assert "<script>" not in bundle._repr_html_() and "&lt;script&gt;" in bundle._repr_html_()
     assert "LinearScorer" in str(bundle) and "\n" not in str(bundle)
+
+
+OWN = """
+def features(columns):
+    return {name: columns[name] for name in ("rain", "wind", "carrier")}
+
+
+def late(columns):
+    return (columns["delay"] > 15).astype("float32")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    "Writes the module `own_flights` and has the next import read it."
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(text: str) -> None:
+        (tmp_path / "own_flights.py").write_text(text)
+        sys.modules.pop("own_flights", None)
+        importlib.invalidate_caches()
+
+    write(OWN)
+    yield write
+    sys.modules.pop("own_flights", None)
+
+
+def own_bundle(folder: Path) -> bundles.Bundle:
+    made = replace(toy.recipe(), features="own_flights:features", label="own_flights:late")
+    return bundles.save(folder, **{**toy.linear_parts(), "recipe": made})
+
+
+def test_features_that_changed_under_a_bundle_are_refused(own: Any, tmp_path: Path) -> None:
+    saved = own_bundle(tmp_path / "b")
+    assert len(saved.meta["probes"]["scores"]) == 8 == len(set(saved.meta["probes"]["scores"]))
+    own(OWN + "# a comment changes nothing\n")
+    assert bundles.load(saved.path).predictor()(toy.columns(5)).shape == (5,)
+    own(OWN.replace("columns[name] for", 'columns[name] * (0.5 if name == "rain" else 1) for'))
+    with pytest.raises(BadInput, match="does not answer as it did.*; own_flights changed"):
+        bundles.load(saved.path).predictor()
+    own(OWN.replace("columns[name] for", "columns[name[::-1]] for"))
+    with pytest.raises(BadInput, match="asking it raises BadInput"):
+        bundles.load(saved.path).predictor()
+    own(OWN)
+    assert bundles.load(saved.path).predictor()(toy.columns(5)).shape == (5,)
+
+
+def test_what_the_features_import_counts_too(
+    own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "FACTOR", 1.0, raising=False)
+    own("import toy\n" + OWN.replace('columns[name] for name in ("rain", "wind", "carrier")', ROWS_BY_FACTOR))
+    saved = own_bundle(tmp_path / "b")
+    monkeypatch.setattr(toy, "FACTOR", 1.0 + 1e-9)
+    saved.predictor()  # within what another processor may do
+    monkeypatch.setattr(toy, "FACTOR", 1.01)
+    with pytest.raises(BadInput, match="a module that they import changed"):
+        saved.predictor()
+
+
+ROWS_BY_FACTOR = '(columns[name] * toy.FACTOR if name == "rain" else columns[name]) for name in ("rain", "wind", "carrier")'
+
+
+def test_a_bundle_without_probes_loads_and_answers(saved: bundles.Bundle) -> None:
+    wanted = saved.predictor()(toy.columns(9)).tobytes()
+    rewrite(saved.path, lambda meta: {key: value for key, value in meta.items() if key != "probes"})
+    assert bundles.load(saved.path).predictor()(toy.columns(9)).tobytes() == wanted
+
+
+def test_features_that_never_answer_alike_are_not_saved(own: Any, tmp_path: Path) -> None:
+    own(
+        "import random\n"
+        + OWN.replace(
+            "columns[name] for", '(columns[name] * random.random() if name == "rain" else columns[name]) for'
+        )
+    )
+    with pytest.raises(BadInput, match="does not answer as it did"):
+        own_bundle(tmp_path / "b")
+
+
+def test_a_row_the_features_cannot_do_is_no_probe(own: Any, tmp_path: Path) -> None:
+    own(OWN.replace("    return {name", '    assert (columns["rain"] < 2.5).all()\n    return {name'))
+    saved = own_bundle(tmp_path / "b")
+    assert 0 < len(saved.meta["probes"]["scores"]) < 8
+    saved.predictor()
 
 
 @pytest.mark.parametrize("key", ["model", "features", "label"])

@@ -15,7 +15,7 @@ from workbench.base.errors import BadInput, Corrupt, NotFound
 from workbench.base.ledger import Ledger
 from workbench.base.store import Store
 from workbench.models import bundle as bundles
-from workbench.models.shelf import Shelf, load
+from workbench.models.shelf import Shelf, as_bundle, load
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_version_whose_process_died_is_never_seen_and_never_reused(shelf: Shel
     with pytest.raises(NotFound):
         load("flights/2", shelf.ledger)
     assert shelf.add("flights", **toy.linear_parts()).version == 3
-    assert load("flights", shelf.ledger).version == 3
+    assert load("flights/3", shelf.ledger).version == 3
 
 
 def test_an_add_that_fails_leaves_nothing(shelf: Shelf) -> None:
@@ -88,7 +88,9 @@ def test_an_add_that_fails_leaves_nothing(shelf: Shelf) -> None:
 
 def test_references(shelf: Shelf) -> None:
     fill(shelf, 3)
-    assert load("flights", shelf.ledger).version == 3
+    with pytest.raises(NotFound, match="'flights' has no champion") as caught:
+        load("flights", shelf.ledger)
+    assert "flights/3 is the newest" in caught.value.hint
     shelf.set_alias("flights", "champion", 2)
     shelf.set_alias("flights", "challenger", 3)
     wanted = {"flights": 2, "flights@champion": 2, "flights@challenger": 3, "flights/1": 1}
@@ -120,6 +122,27 @@ def test_what_is_not_there_says_what_is(shelf: Shelf, ref: str, says: str) -> No
     with pytest.raises(NotFound, match="not on the shelf") as caught:
         load(ref, shelf.ledger)
     assert says in caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"name": "flights"}])
+def test_what_is_no_reference_is_said(shelf: Shelf, wrong: Any) -> None:
+    for call in (load, as_bundle):
+        with pytest.raises(BadInput, match=f"model: expected str.*got {type(wrong).__name__}"):
+            call(wrong, shelf.ledger)
+    with pytest.raises(BadInput, match="expected str"):
+        shelf.add(wrong, **toy.linear_parts())
+
+
+def test_a_bundle_or_its_reference(shelf: Shelf) -> None:
+    fill(shelf, 1)
+    found = as_bundle("flights/1", shelf.ledger)
+    assert as_bundle(found) is found and found.ref == "flights/1"
+
+
+def test_a_reference_is_no_name(shelf: Shelf) -> None:
+    with pytest.raises(BadInput, match="is a reference") as caught:
+        shelf.add("flights@champion", **toy.linear_parts())
+    assert "'flights' alone" in caught.value.hint
 
 
 def test_an_empty_shelf_says_so(shelf: Shelf) -> None:

@@ -127,7 +127,7 @@ SCRIPT = """
 import sys
 from workbench.serve import app, wire
 wire.REQUEST_S = float(sys.argv[2])
-app.serve("flights", port=int(sys.argv[1]))
+app.serve("flights/1", port=int(sys.argv[1]))
 """
 
 

@@ -35,7 +35,7 @@ class Engine:
         ref: str | Bundle,  # "flights@champion", "flights/3", a folder, or a bundle
         ledger: Ledger | None = None,
     ) -> None:
-        self.bundle = ref if isinstance(ref, Bundle) else shelf.load(ref, ledger)
+        self.bundle = shelf.as_bundle(ref, ledger)
         self.name = self.bundle.name or self.bundle.contract.name
         self.version = self.bundle.version
         self.run = str(self.bundle.lineage.get("run", ""))
