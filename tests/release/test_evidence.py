@@ -12,6 +12,7 @@ import toy
 
 from workbench.base.errors import BadInput, Corrupt
 from workbench.base.records import runs
+from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed, write_parquet
 from workbench.models.bundle import WEIGHTS
 from workbench.models.shelf import Shelf
@@ -58,13 +59,12 @@ def test_latency_is_of_the_artefact(shelf: Shelf, feed: Feed, monkeypatch: pytes
 def test_features_that_look_at_other_rows_show_as_skew(
     shelf: Shelf, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = shelf.add("delays", **toy.linear_parts())
-
     def nosy(columns: dict) -> dict:
         found = {name: columns[name] for name in ("rain", "wind", "carrier")}
         return {**found, "rain": found["rain"] - found["rain"].mean()}
 
     monkeypatch.setattr(toy, "features", nosy)
+    bundle = shelf.add("delays", **toy.linear_parts())
     assert measure(bundle, feed, calls=50, ledger=shelf.ledger).serving_skew > 0.01
 
 
@@ -88,14 +88,50 @@ def test_slices_asked_for(shelf: Shelf, feed: Feed) -> None:
     assert "carrier" in caught.value.hint
 
 
-def test_fewer_rows_than_calls_and_one_class_only(shelf: Shelf, project) -> None:
-    frame = pl.DataFrame(
-        {"rain": [0.5, 1.0], "wind": [1.0, None], "carrier": ["AA", ""], "delay": [1.0, 2.0]}
-    )
-    feed = Feed(write_parquet(project / "two.parquet", frame), toy.CONTRACT)
-    found = measure(shelf.add("delays", **toy.linear_parts()), feed, calls=7, ledger=shelf.ledger)
-    assert math.isnan(found.metrics["auc"]) and found.rows == 2 and found.serving_skew == 0.0
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["metrics"]["auc"] is None
+def few(project, *delays: float) -> Feed:
+    frame = pl.DataFrame({"rain": [0.5, 1.0], "wind": [1.0, None], "carrier": ["AA", ""], "delay": delays})
+    return Feed(write_parquet(project / "two.parquet", frame), toy.CONTRACT)
+
+
+def test_fewer_rows_than_calls(shelf: Shelf, project) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    found = measure(bundle, few(project, 1.0, 20.0), calls=7, ledger=shelf.ledger)
+    assert found.rows == 2 and found.serving_skew == 0.0
+
+
+def test_one_outcome_only_is_nothing_to_rank(shelf: Shelf, project) -> None:
+    shelf.add("delays", **toy.linear_parts())
+    with pytest.raises(BadInput, match="gives 0 for each of 2 rows"):
+        measure("delays/1", few(project, 1.0, 2.0), ledger=shelf.ledger)
+
+
+def test_a_metric_that_is_no_number_is_null(evidence) -> None:
+    found = evidence(auc=math.nan).to_json()
+    assert json.loads(json.dumps(found, allow_nan=False))["metrics"]["auc"] is None
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_starts(shelf: Shelf, feed: Feed, project) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    other = Contract("other", {"rain": Column("float"), "delay": Column("float", role="outcome")})
+    wrong = {
+        "calls=0": (bundle, feed, {"calls": 0}),
+        "calls: expected int": (bundle, feed, {"calls": "5"}),
+        "feed: expected Feed, got str": (bundle, "x.parquet", {}),
+        "model: expected": (None, feed, {}),
+        "has no outcomes": (bundle, Feed(feed.files, toy.CONTRACT, outcomes=False), {}),
+        "has no column 'wind'": (bundle, Feed(feed.files, other), {}),
+    }
+    for says, (model, rows, more) in wrong.items():
+        with pytest.raises(BadInput, match=says):
+            measure(model, rows, ledger=shelf.ledger, **more)
+    assert runs(shelf.ledger, kind="measure") == []
+
+
+def test_a_reference_and_one_slice_by_name(shelf: Shelf, feed: Feed) -> None:
+    shelf.add("delays", **toy.linear_parts(lineage={"data": "august"}))
+    found = measure("delays/1", feed, by="carrier", calls=5, ledger=shelf.ledger)
+    assert {row["slice"] for row in found.slices} == {"carrier"} and found.ref == "delays/1"
+    assert found.trained_on == "august"
 
 
 def test_it_is_plain_data_that_shows_itself_escaped(evidence) -> None:

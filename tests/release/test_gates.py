@@ -80,6 +80,21 @@ def test_evidence_of_other_rows_is_refused(evidence) -> None:
         right_size(evidence(), august)
 
 
+def test_evidence_on_the_training_rows_is_refused(evidence) -> None:
+    baseline = evidence("flights/1", 0.69, trained_on="september")
+    with pytest.raises(BadInput, match="flights/2 was measured on the rows it was trained on"):
+        judge(evidence(trained_on="september"), baseline=baseline, champion=None)
+    assert judge(evidence(auc=0.72, trained_on="august"), baseline=baseline, champion=None).passed
+
+
+@pytest.mark.parametrize("wrong", ["flights/1", None, 0.7])
+def test_only_evidence_is_judged(evidence, wrong) -> None:
+    with pytest.raises(BadInput, match=f"challenger: expected Evidence, got {type(wrong).__name__}"):
+        judge(wrong, baseline=evidence(), champion=None)
+    with pytest.raises(BadInput, match="baseline: expected Evidence"):
+        judge(evidence(), baseline=wrong, champion=None)
+
+
 def test_a_verdict_is_repeatable_plain_and_picklable(evidence) -> None:
     given = {"baseline": evidence("flights/1", 0.69), "champion": evidence("flights/2", 0.70)}
     verdict = judge(evidence("flights/3"), **given)

@@ -26,7 +26,8 @@ from ..base.progress import Tracker, track
 from ..base.records import Run, start
 from ..data.contract import Columns, near
 from ..data.feed import Feed
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, plain
+from ..models.shelf import as_bundle, expect
 from ..serve.engine import Engine
 from ..train.metrics import score, slices
 
@@ -51,10 +52,11 @@ class Evidence:
     rows: int
     fingerprint: str  # of the feed
     run: str = ""
+    trained_on: str = ""  # fingerprint of the feed the bundle was trained on, where it is known
 
     def to_json(self) -> dict[str, Any]:
         "Plain JSON data; what is not finite is null."
-        return _finite(asdict(self))
+        return plain(asdict(self))
 
     def __str__(self) -> str:
         auc, p99 = html.plain(self.metrics["auc"]), html.plain(self.latency_p99_ms)
@@ -76,17 +78,29 @@ class Evidence:
         )
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # %% ../../notebooks/60_release/10_evidence.ipynb #groups
-def _groups(columns: Columns, feed: Feed, by: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _check_given(bundle: Bundle, feed: Feed, calls: int) -> None:
+    "Raise `BadInput` for a feed this bundle cannot be measured on, before anything is read."
+    expect(feed, Feed, "feed", "use Feed('rows.parquet', bundle.contract)")
+    expect(calls, int, "calls", f"use a whole number, such as {CALLS}")
+    if calls < 1:
+        raise BadInput(f"calls={calls}: no request, no latency", f"give 1 or more; {CALLS} unless told")
+    if not feed.outcomes:
+        raise BadInput(
+            f"feed {feed.name} has no outcomes", "a model is measured on what came out: outcomes=True"
+        )
+    wanted, given = bundle.contract.columns, feed.contract.columns
+    other = [name for name in wanted if name not in given or given[name].dtype != wanted[name].dtype]
+    if other:
+        what = (
+            f"feed {feed.name} has no column '{other[0]}' ({wanted[other[0]].dtype}) of the model's contract"
+        )
+        raise BadInput(what, "use Feed(files, bundle.contract)")
+
+
+def _groups(columns: Columns, feed: Feed, by: str | Sequence[str] | None) -> dict[str, np.ndarray]:
     "The columns to slice by: those asked for, else the inputs that are text with few values."
+    by = [by] if isinstance(by, str) else by
     if by is None:
         text = [name for name in feed.contract.inputs if feed.contract.columns[name].dtype == "str"]
         return {name: columns[name] for name in text if len(set(columns[name].tolist())) <= SLICE_VALUES}
@@ -132,20 +146,22 @@ def _ask(
 
 # %% ../../notebooks/60_release/10_evidence.ipynb #measure
 def measure(
-    bundle: Bundle,
+    bundle: str | Bundle,  # "flights/3", "flights@champion", a folder, or a bundle
     feed: Feed,  # rows the bundle has not seen, with their outcomes
     *,
-    by: Sequence[str] | None = None,  # columns to slice by; text inputs with few values when None
+    by: str | Sequence[str] | None = None,  # columns to slice by; text inputs with few values when None
     calls: int = CALLS,
     ledger: Ledger | None = None,
 ) -> Evidence:
     "Measure a bundle on a feed, as a recorded run."
+    bundle = as_bundle(bundle, ledger)
+    _check_given(bundle, feed, calls)
     params = {"bundle": bundle.ref, "digest": bundle.digest, "feed": feed.name, "calls": calls}
     name = bundle.name or bundle.contract.name
     with start("measure", name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
         columns = feed.columns()
         groups = _groups(columns, feed, by)
-        labels = bundle.recipe.labels(columns)
+        labels = _labels(bundle, columns)
         with track(f"measure {name}") as tracker:
             found = _scores(bundle, columns, len(labels), tracker)
             spent, skew = _ask(bundle, feed, found, calls, tracker, ledger)
@@ -160,9 +176,18 @@ def measure(
             rows=len(labels),
             fingerprint=feed.fingerprint(),
             run=run.id,
+            trained_on=str(bundle.lineage.get("data") or ""),
         )
         _log(run, evidence)
     return evidence
+
+
+def _labels(bundle: Bundle, columns: Columns) -> np.ndarray:
+    labels = bundle.recipe.labels(columns)
+    if len(set(labels.tolist())) < 2:
+        what = f"{bundle.recipe.label} gives {labels[0]:g} for each of {len(labels):,} rows: nothing to rank"
+        raise BadInput(what, "measure on rows of both outcomes; is `where` too narrow?")
+    return labels
 
 
 def _log(run: Run, evidence: Evidence) -> None:

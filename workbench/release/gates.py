@@ -1,7 +1,7 @@
 """A measurement with a limit and a reason; a verdict is what they say together.
 
 - Judging is a pure function of evidence: no model, no file, no clock. The same evidence gives the same verdict tomorrow, in another process, in a review.
-- A challenger is compared with the champion *and* with the baseline, on the same rows: evidence of other rows is refused.
+- A challenger is compared with the champion *and* with the baseline, on the same rows: evidence of other rows is refused, and so is evidence on the rows a challenger was trained on: those it knows by heart.
 - Right size first: a net that is not better than the baseline by the margin loses to it.
 - What could not be measured has not passed. What there is nothing to compare with (no champion yet, no slice of enough rows) passes, and the verdict says so.
 - A gate says why it exists, so that who is refused knows what to mend."""
@@ -30,6 +30,7 @@ from typing import Any, Literal
 from ..base import html
 from ..base.errors import BadInput
 from ..data.contract import near
+from ..models.shelf import expect
 from .evidence import Evidence
 
 SLICE_ROWS = 500  # a smaller slice's AUC moves by chance more than the limit allows
@@ -199,8 +200,16 @@ def judge(
     gates = default_gates() if gates is None else gates
     if not gates:
         raise BadInput("no gate was given", "a verdict needs at least one: default_gates()")
-    for other in (baseline, champion):
-        _same_rows(challenger, other or baseline)
+    for what, given in (
+        ("challenger", challenger),
+        ("baseline", baseline),
+        ("champion", champion or baseline),
+    ):
+        expect(given, Evidence, what, "use measure(bundle, feed)")
+        _same_rows(challenger, given)
+    if challenger.trained_on and challenger.trained_on == challenger.fingerprint:
+        what = f"{challenger.ref} was measured on the rows it was trained on"
+        raise BadInput(what, "measure on a feed it has not seen")
     rows = [_row(gate, *_MEASURES[gate.name](challenger, baseline, champion)) for gate in gates]
     failed = [f"{row['gate']} {html.plain(row['value'])} ({row['how']})" for row in rows if not row["passed"]]
     why = "; ".join(failed) or f"all {len(rows)} gates passed"

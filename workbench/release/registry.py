@@ -1,6 +1,6 @@
 """Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 
-- `promote` takes a verdict, not a word: it must be about this very bundle (by digest), about the champion that stands now, and passed. A verdict that was edited to "passed" is read gate by gate.
+- `promote` takes a verdict, not a word: it must be about this very bundle (by digest), about the champion that stands now, on rows it was not trained on, and passed. A verdict that was edited to "passed" is read gate by gate.
 - A refused promotion is a recorded run too: it says who tried, what, and which gate held.
 - The verdict is kept as JSON with the run: why version 7 is in service can be read a year later.
 - `rollback` points the alias back at what stood there before; it needs no evidence and no model, so it works when things are on fire."""
@@ -22,7 +22,7 @@ from ..base.records import runs, start
 from ..base.store import atomic_write
 from ..data.feed import Feed
 from ..models.bundle import Bundle
-from ..models.shelf import CHAMPION, Shelf
+from ..models.shelf import CHAMPION, Shelf, as_bundle, check_name, expect
 from .evidence import measure
 from .gates import Verdict, judge
 
@@ -35,11 +35,13 @@ class Promotion:
     name: str
     alias: str
     version: int
-    previous: int | None  # where it stood
+    previous: int | None  # where it stood; `version` when it stood there already
     why: str
     run: str
 
     def __str__(self) -> str:
+        if self.previous == self.version:
+            return f"{self.name}@{self.alias} is version {self.version} already: nothing moved"
         was = f", was {self.previous}" if self.previous else ""
         return f"{self.name}@{self.alias} is now version {self.version}{was}: {self.why}"
 
@@ -54,7 +56,7 @@ class Promotion:
 def champion(name: str, ledger: Ledger | None = None, alias: str = CHAMPION) -> Bundle | None:
     "The bundle an alias points at, None when it points nowhere."
     shelf = Shelf(ledger)
-    version = shelf.aliases(name).get(alias)
+    version = shelf.aliases(check_name(name)).get(check_name(alias, "alias"))
     return shelf.load(name, version) if version else None
 
 
@@ -71,6 +73,9 @@ def _check_verdict(bundle: Bundle, verdict: Verdict, standing: Bundle | None) ->
         raise GateRefused(
             f"{bundle.ref} is refused: {'; '.join(failed) or verdict.why}", "improve it, or change the gate"
         )
+    if verdict.fingerprint and verdict.fingerprint == bundle.lineage.get("data"):
+        what = f"{bundle.ref} was judged on the rows it was trained on"
+        raise GateRefused(what, "measure and judge it on a feed it has not seen")
     if standing and standing.digest not in (verdict.champion, bundle.digest):
         against = f"{verdict.champion[:12]}" if verdict.champion else "no champion"
         what = (
@@ -80,13 +85,15 @@ def _check_verdict(bundle: Bundle, verdict: Verdict, standing: Bundle | None) ->
 
 
 def promote(
-    bundle: Bundle,
+    bundle: str | Bundle,  # "flights/3", or a bundle
     *,
     verdict: Verdict,
     alias: str = CHAMPION,
     ledger: Ledger | None = None,
 ) -> Promotion:
     "Point `alias` at a bundle that passed its gates; a recorded run, refused or not."
+    expect(verdict, Verdict, "verdict", "use judge(evidence, baseline=..., champion=...)")
+    bundle = as_bundle(bundle, ledger)
     if not bundle.version:
         raise BadInput(
             f"{bundle.ref} is not on the shelf", "Shelf().add(...) or Fit.bundle() gives it a version"
@@ -100,14 +107,16 @@ def promote(
         previous = shelf.aliases(bundle.name).get(alias)
         standing = shelf.load(bundle.name, previous) if previous and alias == CHAMPION else None
         _check_verdict(kept, verdict, standing)
-        shelf.set_alias(bundle.name, alias, bundle.version, verdict.why, run.id, expected=previous or 0)
+        if previous != bundle.version:
+            shelf.set_alias(bundle.name, alias, bundle.version, verdict.why, run.id, expected=previous or 0)
     return Promotion(bundle.name, alias, bundle.version, previous, verdict.why, run.id)
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #last-verdict
-def last_verdict(bundle: Bundle, ledger: Ledger | None = None) -> Verdict:
+def last_verdict(bundle: str | Bundle, ledger: Ledger | None = None) -> Verdict:
     "The newest verdict on this very bundle; raises `GateRefused` when it was never judged."
     book = ledger or Ledger()
+    bundle = as_bundle(bundle, book)
     for run in runs(book, limit=1000, kind="promote"):
         if run.params.get("digest") == bundle.digest and run.params.get("verdict"):
             return Verdict(**json.loads(book.store.get(run.params["verdict"])))
@@ -115,9 +124,12 @@ def last_verdict(bundle: Bundle, ledger: Ledger | None = None) -> Verdict:
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #judge-again
-def judge_again(bundle: Bundle, feed: Feed, baseline: Bundle, *, ledger: Ledger | None = None) -> Verdict:
+def judge_again(
+    bundle: str | Bundle, feed: Feed, baseline: str | Bundle, *, ledger: Ledger | None = None
+) -> Verdict:
     "Measure `bundle`, `baseline` and the champion that stands now on `feed`, and judge by the default gates."
-    standing = champion(bundle.name, ledger)
+    bundle, baseline = as_bundle(bundle, ledger), as_bundle(baseline, ledger)
+    standing = champion(bundle.name, ledger) if bundle.name else None
     known = {found.digest: found for found in (bundle, baseline, *([standing] if standing else []))}
     seen = {digest: measure(found, feed, ledger=ledger) for digest, found in known.items()}
     against = seen[standing.digest] if standing else None
@@ -129,6 +141,7 @@ def rollback(
     name: str, alias: str = CHAMPION, *, why: str = "rolled back", ledger: Ledger | None = None
 ) -> Promotion:
     "Point `alias` back at the version before; a recorded run."
+    check_name(name), check_name(alias, "alias")
     with start("rollback", name, params={"alias": alias, "why": why}, ledger=ledger) as run:
         shelf = Shelf(run.ledger)
         version = shelf.move_back(name, alias, why=why, run=run.id)
