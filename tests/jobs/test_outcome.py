@@ -1,6 +1,5 @@
 """What a notebook says came out of it."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ def test_calls_add_up_and_a_refused_call_changes_nothing(
     assert read_result(path) == {"auc": 0.6, "rows": 3, "by": {"UA": [1, 2.0]}}
 
 
-def test_a_metric_that_is_not_a_number_is_kept_as_it_is(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_that_json_cannot_hold_is_null(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RESULT_VARIABLE, str(project / "result.json"))
-    result(auc=float("nan"))
-    assert math.isnan(read_result(project / "result.json")["auc"])
+    values = {"auc": float("nan"), "by": [float("inf"), np.float32("-inf"), 0.5]}
+    assert result(**values) == {"auc": None, "by": [None, None, 0.5]}
+    assert "NaN" not in (project / "result.json").read_text()
+    assert read_result(project / "result.json") == {"auc": None, "by": [None, None, 0.5]}

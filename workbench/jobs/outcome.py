@@ -1,7 +1,7 @@
 """A notebook says what came out of it; the record of its run keeps it.
 
 - `result(auc=0.71)` in a notebook becomes the metrics of its run. In JupyterLab, where no job is running, it only returns its values: the same notebook works in both.
-- Values are JSON: numbers, text, lists, dicts. NumPy and torch scalars become plain numbers; anything else is refused by name, at the call.
+- Values are JSON: numbers, text, lists, dicts. NumPy and torch scalars become plain numbers, a number JSON cannot hold (NaN, infinity) is kept as null; anything else is refused by name, at the call.
 - A secret that this process knows is not kept in a result.
 - Every call is written at once and whole, later calls add to earlier ones: what was said before a failure is kept."""
 
@@ -36,7 +36,7 @@ def result(**values: Any) -> dict[str, Any]:
 
 def _plain(name: str, value: Any) -> Any:
     try:
-        return json.loads(json.dumps(value, default=_scalar))
+        return json.loads(json.dumps(value, default=_scalar), parse_constant=lambda name: None)
     except (TypeError, ValueError):
         kind = type(value).__name__
         what = f"result {name} is of type {kind}, which cannot be kept as JSON"
