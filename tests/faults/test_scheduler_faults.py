@@ -236,9 +236,31 @@ def test_a_stopped_leader_that_wakes_cannot_write(house: Callable[[int, int], Ho
     old.send_signal(signal.SIGCONT)
     time.sleep(1.5)
     assert one.ledger.query("select fence from schedule_lead")[0][0] == fence
-    assert _leaders(one.ledger) == [other.pid] and old.poll() is None
+    assert _leaders(one.ledger) == [other.pid]
+    assert old.poll() in (None, -signal.SIGKILL)  # killed where it was stopped in the middle of a write
     counts = Counter(one.effects.read_text().split())
     assert counts and max(counts.values()) == 1
+
+
+def test_a_leader_stopped_in_the_middle_of_a_write_keeps_nobody_waiting(ledger: Ledger) -> None:
+    code = (
+        "import os, signal\nfrom workbench.base.ledger import Ledger\nfrom workbench.jobs.lead import Lead\n"
+        "lead = Lead(Ledger())\nlead.renew()\nwith lead.change() as db:\n"
+        "    db.execute('delete from schedule_lead')\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    other = Lead(prepare(ledger))
+    old = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        begin = time.monotonic()
+        while not other.leads and time.monotonic() - begin < 10:
+            if ledger.query("select fence from schedule_lead")[0][0]:
+                other.renew()
+            time.sleep(0.05)
+        assert other.leads and time.monotonic() - begin <= 5 + 1
+        assert old.wait(timeout=5) == -signal.SIGKILL
+    finally:
+        old.kill()
+        old.wait()
 
 
 def test_a_fenced_write_leaves_nothing(ledger: Ledger) -> None:
