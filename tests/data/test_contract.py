@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pandera.errors import SchemaErrors
 
 from workbench.base.errors import BadInput, BadRow
-from workbench.data.contract import MAX_INT, Column, Contract, Rule, moment
+from workbench.data.column import MAX_INT, moment
+from workbench.data.contract import Column, Contract, Rule
 
 FLIGHTS = Contract(
     "flights",
@@ -46,16 +47,16 @@ ROW: dict[str, Any] = {
 
 WRONG = [
     ("distance", "1400", "'1400' is not an integer"),
-    ("distance", True, "True is not an integer"),
+    ("distance", True, "true is not an integer"),
     ("distance", 3.0, "3.0 is not an integer"),
-    ("distance", None, "None is not an integer"),
+    ("distance", None, "null is not an integer"),
     ("distance", 0, "0 is below 1"),
     ("distance", 5001, "5001 is above 5000"),
     ("distance", MAX_INT + 1, "over 2**53"),
     ("distance", -(10**5000), "over 2**53"),
     ("distance", [[1]], "(list) is not an integer"),
     ("wind", "12.5", "'12.5' is not a number"),
-    ("wind", False, "False is not a number"),
+    ("wind", False, "false is not a number"),
     ("wind", math.nan, "nan is not finite"),
     ("wind", math.inf, "inf is not finite"),
     ("wind", -math.inf, "-inf is not finite"),
@@ -65,7 +66,7 @@ WRONG = [
     ("wind", {"deep": 1}, "(dict) is not a number"),
     ("carrier", "ZZ", "'ZZ' is not one of AA, UA"),
     ("carrier", 7, "7 is not a string"),
-    ("carrier", None, "None is not a string"),
+    ("carrier", None, "null is not a string"),
     ("tail", "N1422899", "is 8 characters, over 6"),
     ("tail", "\ud800", "is not text"),
     ("tail", b"N1", "(bytes) is not a string"),
@@ -182,6 +183,11 @@ def test_moments_are_utc() -> None:
         {"dtype": "int", "max_len": 3},
         {"dtype": "str", "max_len": 0},
         {"dtype": "datetime", "ge": "soon"},
+        {"dtype": "int", "nullable": "no"},
+        {"dtype": "int", "ge": 5, "isin": (1, 2)},
+        {"dtype": "int", "isin": 5},
+        {"dtype": "str", "max_len": "3"},
+        {"dtype": "str", "about": 3},
     ],
 )
 def test_a_senseless_column_is_refused(arguments: dict[str, Any]) -> None:
@@ -195,13 +201,19 @@ def test_a_senseless_contract_is_refused() -> None:
         {"columns": {}},
         {"columns": {"": Column("int")}},
         {"columns": {"x": "int"}},
+        {"columns": ["x"]},
+        {"columns": {"x": Column("int", role="key")}},
         {"columns": {"x": Column("int")}, "error_budget": 1.5},
+        {"columns": {"x": Column("int")}, "error_budget": "5%"},
+        {"columns": {"x": Column("int")}, "rules": ("x > 1",)},
+        {"columns": {"x": Column("int")}, "rules": rule},
         {"columns": {"x": Column("int")}, "rules": (rule, rule)},
     ):
         with pytest.raises(BadInput):
             Contract("c", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(BadInput):
-        Rule("a", "", "why")
+    for name in ("", 3, None):
+        with pytest.raises(BadInput, match="a contract's name"):
+            Contract(name, {"x": Column("int")})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +265,7 @@ columns = st.one_of(
 )
 contracts = st.builds(
     lambda found, budget: Contract(
-        "c", {f"c{i}": column for i, column in enumerate(found)}, error_budget=budget
+        "c", {"x": Column("int")} | {f"c{i}": column for i, column in enumerate(found)}, error_budget=budget
     ),
     st.lists(columns, min_size=1, max_size=6),
     st.floats(0, 1),
@@ -265,8 +277,7 @@ contracts = st.builds(
 def test_json_round_trip_and_example(contract: Contract) -> None:
     text = json.dumps(contract.to_json(), allow_nan=False)
     assert Contract.from_json(json.loads(text)) == contract
-    if contract.inputs:
-        contract.parse_rows([contract.example()])
+    contract.parse_rows([contract.example()])
 
 
 values = {

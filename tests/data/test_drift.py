@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy, ks_2samp
 
 from workbench.base.errors import BadInput
+from workbench.data.contract import Columns
 from workbench.data.drift import drift, ks, psi
 
 RNG = np.random.default_rng(0)
@@ -131,3 +132,19 @@ def test_the_card_is_safe_and_drawn_in_any_thread() -> None:
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert len(report.plot(top=1).axes) == 1
     assert report._repr_html_() == html
+
+
+def test_keys_and_outcomes_are_compared_only_when_named() -> None:
+    arrays = {name: RNG.normal(size=50) for name in ("wind", "id", "delay")}
+    then = Columns(arrays, inputs=("wind",))
+    assert [c.column for c in drift(then, arrays).columns] == ["wind"]
+    assert {c.column for c in drift(then, arrays, ["wind", "delay"]).columns} == {"wind", "delay"}
+    assert len(drift(arrays, arrays).columns) == 3
+
+
+@pytest.mark.parametrize("other", [None, "feed", [1], object()])
+def test_what_is_no_columns_is_named(other: object) -> None:
+    x = {"x": np.arange(5.0)}
+    for pair in ((x, other), (other, x)):
+        with pytest.raises(BadInput, match="feed.columns"):
+            drift(*pair)  # type: ignore[arg-type]

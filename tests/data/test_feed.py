@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.base.errors import BadFeed, FeedRefused, Stopped
+from workbench.base.errors import BadFeed, BadInput, FeedRefused, Stopped
 from workbench.base.progress import Tracker
 from workbench.base.records import Ledger, find, runs, start
 from workbench.data.contract import Column, Contract, Rule
@@ -295,7 +295,7 @@ def test_a_bad_filter_or_rule_is_refused_when_the_feed_is_made(path: Path, where
     assert says in caught.value.what
     with pytest.raises(BadFeed):
         Feed(path, CONTRACT).where(where)
-    with pytest.raises(BadFeed):
+    with pytest.raises(BadInput):
         Feed(path, replace(CONTRACT, rules=(Rule("r", where, "why"),)))
 
 
@@ -381,3 +381,33 @@ def test_millions_of_refusals_stay_quick(project: Path, ledger: Ledger) -> None:
     began_at = time.monotonic()
     report = Feed("x.parquet", contract).check(ledger)
     assert report.refused == size - 10 and time.monotonic() - began_at < 20
+
+
+def test_the_wrong_kinds_of_object_are_named(path: Path) -> None:
+    for contract in (None, {"month": "int"}, "flights"):
+        with pytest.raises(BadInput, match="contract is"):
+            Feed(path, contract)  # type: ignore[arg-type]
+    for source in (None, 3, FRAME, [FRAME]):
+        with pytest.raises(BadInput, match="source is"):
+            Feed(source, CONTRACT)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="where is 3"):
+        Feed(path, CONTRACT, where=3)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="where is 3"):
+        Feed(path, CONTRACT).where(3)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="name is 3"):
+        Feed(path, CONTRACT, name=3)  # type: ignore[arg-type]
+
+
+def test_shared_rows_are_counted_however_the_filter_is_written(path: Path, ledger: Ledger) -> None:
+    whole = Feed(path, CONTRACT)
+    accepted = whole.rows().height
+    assert accepted and whole.shared(Feed(path, CONTRACT, where="month>0")) == accepted
+    copied = path.with_name("copy.parquet")
+    copied.write_bytes(path.read_bytes())
+    assert whole.shared(Feed(copied, CONTRACT)) == accepted
+    months = whole.rows()["month"]
+    one = int(months[0])
+    part = Feed(path, CONTRACT, where=f"month = {one}")
+    assert whole.shared(part) == part.shared(whole) == int((months == one).sum())
+    if (months != one).any():
+        assert part.shared(Feed(path, CONTRACT, where=f"month <> {one}")) == 0

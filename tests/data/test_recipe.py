@@ -222,3 +222,29 @@ def test_a_service_needs_no_heavy_library() -> None:
     code = "import sys, workbench.data.contract, workbench.data.recipe; print([m for m in ('polars', 'pandera', 'pandas', 'torch', 'pyarrow', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"features": _features},
+        {"label": _late},
+        {"features": "no path"},
+        {"numeric": "wind"},
+        {"numeric": (3,)},
+        {"categorical": None},
+        {"stats": None},
+    ],
+)
+def test_a_recipe_of_the_wrong_kinds_is_refused_when_it_is_made(arguments: dict[str, Any]) -> None:
+    parts = {"features": "recipe_parts:features", "label": "recipe_parts:late", "numeric": ("wind",)}
+    with pytest.raises(BadInput):
+        Recipe(**parts | arguments)
+
+
+@pytest.mark.parametrize("columns", [None, "feed", [1, 2], object()])
+def test_what_is_no_columns_is_named(columns: Any) -> None:
+    fitted = RECIPE.fit(rows(50))
+    for verb in (RECIPE.fit, fitted.encode, fitted.labels):
+        with pytest.raises(BadInput, match="columns is"):
+            verb(columns)

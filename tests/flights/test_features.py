@@ -110,3 +110,29 @@ def test_the_net_rebuilds_from_its_config() -> None:
     again.load_state_dict(net.state_dict())
     x = torch.tensor([[0.1, 0.2, 0.3, 0.4, 2, 4], [0, 0, 0, 0, 0, 0]])
     assert net(x).shape == (2,) and torch.equal(net(x), again(x))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"month": 2, "day": 30}, "no such day"),
+        ({"month": 2, "day": 29}, "no such day"),
+        ({"month": 4, "day": 31}, "no such day"),
+        ({"year": 2100, "month": 2, "day": 29}, "no such day"),
+        ({"sched_dep_time": 1299}, "over 59 minutes"),
+        ({"sched_arr_time": 2360}, "over 59 minutes"),
+    ],
+)
+def test_a_day_or_a_clock_that_is_not_there_is_refused(changed: dict[str, int], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        FlightContract.parse_rows([ROW, ROW | changed])
+
+
+def test_days_that_are_there_pass() -> None:
+    for day in (
+        {"year": 2012, "month": 2, "day": 29},
+        {"year": 2000, "month": 2, "day": 29},
+        {"month": 12, "day": 31},
+    ):
+        FlightContract.parse_rows([ROW | day | {"sched_arr_time": 2400}])
+    FlightContract.parse_rows([FlightContract.example()])

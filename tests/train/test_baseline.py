@@ -56,3 +56,21 @@ def test_it_is_recorded_and_repeats_itself(world: SimpleNamespace) -> None:
 def test_a_penalty_that_means_nothing_is_refused(world: SimpleNamespace, strength: float) -> None:
     with pytest.raises(BadInput, match="C is"):
         fit_baseline(world.train, recipe=world.recipe, valid=world.valid, name="flights", C=strength)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"train": "x.parquet"},
+        {"valid": None},
+        {"recipe": None},
+        {"name": 3},
+        {"C": "1"},
+        {"C": True},
+        {"seed": 1.5},
+    ],
+)
+def test_the_wrong_kinds_of_object_are_named(world: SimpleNamespace, arguments: dict[str, object]) -> None:
+    how = {"train": world.train, "valid": world.valid, "recipe": world.recipe, "name": "flights"} | arguments
+    with pytest.raises(BadInput, match=f"{next(iter(arguments))} is"):
+        fit_baseline(how.pop("train"), **how)

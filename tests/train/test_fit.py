@@ -169,3 +169,24 @@ def test_two_workers_learn_the_same_and_say_so(world: SimpleNamespace, watched: 
     assert not (there.run.folder / "ray").exists()
     assert not [name for name in Path("/tmp").glob("wb-*") if scale.started_in(name)]
     assert there.bundle().predictor()(world.valid.columns()).shape == (600,)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"train": "x.parquet"},
+        {"valid": None},
+        {"recipe": None},
+        {"name": 3},
+        {"epochs": 1.5},
+        {"lr": "x"},
+        {"seed": "0"},
+        {"patience": True},
+        {"workers": "2"},
+        {"threads": 1.5},
+    ],
+)
+def test_the_wrong_kinds_of_object_are_named(world: SimpleNamespace, arguments: dict[str, object]) -> None:
+    how = {"train": world.train, "valid": world.valid, "recipe": world.recipe, "name": "flights"} | arguments
+    with pytest.raises(BadInput, match=f"{next(iter(arguments))} is"):
+        fit(world.module.WindNet(3, [4]), how.pop("train"), **how)

@@ -30,4 +30,11 @@ def test_the_same_feed_twice_is_refused(world: SimpleNamespace) -> None:
 
 def test_a_feed_with_one_class_is_named(world: SimpleNamespace) -> None:
     with pytest.raises(BadInput, match="every row of feed 'calm' has label 0"):
-        encoded(world.train, world.feed("delay < 5", "calm"), world.recipe)
+        encoded(world.train, world.feed("month = 4 and delay < 5", "calm"), world.recipe)
+
+
+def test_validation_rows_that_are_training_rows_are_refused(world: SimpleNamespace) -> None:
+    with pytest.raises(BadInput, match="1,800 of the 1,800 rows of validation feed 'again'"):
+        encoded(world.train, world.feed("month<4", "again"), world.recipe)
+    with pytest.raises(BadInput, match="1,200 of the 1,800 rows"):
+        encoded(world.train, world.feed("month >= 2", "later"), world.recipe)

@@ -45,11 +45,13 @@ __all__ = [
     "Unavailable",
     "Stopped",
     "need",
+    "expected",
 ]
 
 # %% ../../notebooks/00_base/10_errors.ipynb #9fd79b8f
 import importlib
 from types import ModuleType
+from typing import Any
 
 
 # %% ../../notebooks/00_base/10_errors.ipynb #workbench-error
@@ -183,3 +185,18 @@ def need(
         if error.name and not (module + ".").startswith(error.name + "."):
             raise  # the library is here, something inside it is broken: say that instead
         raise MissingExtra(f"'{module}' is not installed", f"pip install 'workbench[{extra}]'") from None
+
+
+# %% ../../notebooks/00_base/10_errors.ipynb #expected
+def expected(
+    what: str,  # the argument
+    value: Any,
+    kind: type | tuple[type, ...],  # what it may be; True is no number
+    hint: str,  # what to give instead
+) -> None:
+    "Raise `BadInput` unless `value` is a `kind`."
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
+        return
+    shown = f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    raise BadInput(f"{what} is {shown}, expected {' or '.join(k.__name__ for k in kinds)}", hint)

@@ -3,6 +3,7 @@
 - PSI (population stability index) judges: ten bins with equal shares of the reference, and one for missing values; a category is its own bin. It reads the same for numbers and categories.
 - Levels, as the industry has them: stable below 0.1, moderate below 0.25, drifted from there.
 - KS (the largest gap between the two distribution curves) stands beside it for numbers: it needs no bins.
+- Keys and outcomes are not compared unless they are named: a flight's number always moves, and today's outcome is not known yet.
 - Half a row is added to every bin, so an empty one is a finite number, not an infinite alarm.
 - A small sample drifts by chance: `chance` is the PSI that sampling alone gives on average, (bins - 1)(1/n + 1/m), and a level counts only above twice that."""
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput, need
+from ..base.errors import BadInput, expected, need
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,10 +203,14 @@ def _moved(column: ColumnDrift) -> str:
 def drift(
     reference: Arrays,  # the rows a model was trained on
     current: Arrays,  # the rows of today
-    names: Sequence[str] | None = None,  # columns in both when not given
+    names: Sequence[str] | None = None,  # the reference's inputs that are in both, when not given
 ) -> DriftReport:
     "How far `current` is from `reference`, column by column."
-    chosen = list(names) if names is not None else [name for name in reference if name in current]
+    for what, arrays in (("reference", reference), ("current", current)):
+        expected(what, arrays, Mapping, "give arrays by name: feed.columns()")
+    if names is None:
+        names = [name for name in getattr(reference, "inputs", reference) if name in current]
+    chosen = list(names)
     for name in chosen:
         for what, arrays in (("reference", reference), ("current", current)):
             if name not in arrays:

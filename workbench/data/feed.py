@@ -15,20 +15,21 @@ __all__ = ["Report", "Feed"]
 # %% ../../notebooks/20_data/20_feed.ipynb #80e607c9
 import glob
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import html
-from ..base.errors import BadFeed, FeedRefused, need
+from ..base.errors import BadFeed, FeedRefused, expected, need
 from ..base.progress import track
 from ..base.records import Ledger, Run, start
 from ..base.settings import project_path, project_root
 from ..base.store import sha256_bytes, sha256_file
-from .contract import Columns, Contract, near
+from .column import Columns, near
+from .contract import Contract
+from .rule import expression, is_condition, roots
 from .source import CsvSource, ParquetSource, open_source, typed, write_parquet
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 
 # %% ../../notebooks/20_data/20_feed.ipynb #resolve
 def _resolve(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    expected("source", source, (str, Path, Iterable), "give a path, a glob or a list of them")
     patterns = [source] if isinstance(source, str | Path) else list(source)
     found: dict[Path, None] = {}
     for pattern in patterns:
+        expected("source", pattern, (str, Path), "give a path, a glob or a list of them")
         path = project_path(pattern)
         if path.is_dir():
             raise BadFeed(f"{path} is a folder", f"name its files, e.g. {pattern}/*.parquet")
@@ -61,42 +64,6 @@ def _digest(path: Path) -> str:
     "sha256 of a file, taken once as long as it is not written to."
     stat = path.stat()
     return _content(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
-
-
-# %% ../../notebooks/20_data/20_feed.ipynb #expression
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_ACROSS_ROWS = re.compile(
-    r"\bselect\b|\b(over|avg|sum|min|max|count|first|last|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|\w+_agg|bool_\w+)\s*\(",
-    re.IGNORECASE,
-)
-
-
-def _expression(what: str, sql: str) -> "polars.Expr":
-    "`sql` as an expression of one row's values; raises `BadFeed`."
-    pl = need("polars", extra="data")
-    try:
-        found = pl.sql_expr(sql)
-    except pl.exceptions.PolarsError as error:
-        raise BadFeed(f"{what} {sql!r}: {error}", "write it as SQL, e.g. month <= 9") from None
-    if _ACROSS_ROWS.search(_QUOTED.sub("x", sql)) or not found.meta.root_names():
-        raise BadFeed(f"{what} {sql!r} is not about one row", "compare columns of the row, nothing else")
-    return found
-
-
-def _roots(sql: str) -> list[str]:
-    "Columns that an expression reads, each once."
-    return list(dict.fromkeys(need("polars", extra="data").sql_expr(sql).meta.root_names()))
-
-
-def _is_condition(what: str, sql: str, empty: "polars.DataFrame") -> None:
-    pl = need("polars", extra="data")
-    try:
-        kind = empty.select(_expression(what, sql)).dtypes[0]
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).partition("\n")[0]
-        raise BadFeed(f"{what} {sql!r} cannot be computed: {reason}", "compare like with like") from None
-    if kind != pl.Boolean:
-        raise BadFeed(f"{what} {sql!r} is {kind}, not true or false", "write a comparison")
 
 
 # %% ../../notebooks/20_data/20_feed.ipynb #judge
@@ -178,7 +145,7 @@ def _quarantined(batch: _Batch, refusal: _Refusal, contract: Contract, run: str)
     else:
         sql = next(rule.sql for rule in contract.rules if rule.name == refusal.rule)
         parts = [
-            pl.format(f"{_braces(c)}={{}}", pl.col(c).cast(pl.String).fill_null("null")) for c in _roots(sql)
+            pl.format(f"{_braces(c)}={{}}", pl.col(c).cast(pl.String).fill_null("null")) for c in roots(sql)
         ]
         value = own.select(pl.concat_str(parts, separator=", ")).to_series()
     texts = {
@@ -243,6 +210,9 @@ class _Tally:
     rows: int = 0
     refused: int = 0
     accepted: list["polars.DataFrame"] = field(default_factory=list)
+    places: dict[str, list["polars.Series"]] = field(
+        default_factory=dict
+    )  # file -> row numbers of the accepted
     quarantine: list["polars.DataFrame"] = field(default_factory=list)
 
     def add(self, batch: _Batch, refusals: list[_Refusal], contract: Contract, run: str) -> None:
@@ -251,6 +221,7 @@ class _Tally:
         self.rows += batch.frame.height
         self.refused += int(bad.sum())
         self.accepted.append(batch.frame.filter(~bad).select(list(contract.columns)))
+        self.places.setdefault(batch.file, []).append(batch.number.filter(~bad))
         pieces = [_quarantined(batch, refusal, contract, run) for refusal in refusals]
         if pieces:
             pl = need("polars", extra="data")
@@ -277,14 +248,14 @@ def _beforehand(contract: Contract) -> Contract:
     "The contract without outcome columns and the rules that read them."
     unknown = set(contract.of("outcome"))
     columns = {name: column for name, column in contract.columns.items() if name not in unknown}
-    rules = tuple(rule for rule in contract.rules if not unknown & set(_roots(rule.sql)))
+    rules = tuple(rule for rule in contract.rules if not unknown & set(roots(rule.sql)))
     return replace(contract, columns=columns, rules=rules)
 
 
 def _needed(contract: Contract, where: str) -> list[str]:
     "Columns that the contract, its rules and the filter read."
     conditions = [rule.sql for rule in contract.rules] + ([where] if where else [])
-    return list(dict.fromkeys([*contract.columns, *(name for sql in conditions for name in _roots(sql))]))
+    return list(dict.fromkeys([*contract.columns, *(name for sql in conditions for name in roots(sql))]))
 
 
 def _inspect(source: ParquetSource | CsvSource, contract: Contract, needed: list[str]) -> "polars.DataFrame":
@@ -308,15 +279,15 @@ def _inspect(source: ParquetSource | CsvSource, contract: Contract, needed: list
 def _inspect_all(files: list[Path], contract: Contract, where: str) -> list[str]:
     "Open every file; returns the columns to read."
     for rule in contract.rules:
-        _expression(f"rule '{rule.name}'", rule.sql)
+        expression(f"rule '{rule.name}'", rule.sql)
     if where:
-        _expression("where", where)
+        expression("where", where)
     needed = _needed(contract, where)
     first = _inspect(open_source(files[0]), contract, needed)
     for rule in contract.rules:
-        _is_condition(f"rule '{rule.name}'", rule.sql, first)
+        is_condition(f"rule '{rule.name}'", rule.sql, first)
     if where:
-        _is_condition("where", where, first)
+        is_condition("where", where, first)
     for path in files[1:]:
         other = _inspect(open_source(path), contract, needed)
         for name in needed:
@@ -340,16 +311,21 @@ class Feed:
         outcomes: bool = True,  # False: the outcome is not known yet, its columns and rules are not read
     ) -> None:
         need("polars", extra="data")
+        expected("contract", contract, Contract, "say what a row must be: Contract(name, columns)")
+        expected("where", where, str, "write it as SQL, e.g. month <= 9")
+        expected("name", name, str, "give a short text")
         self.contract = contract if outcomes else _beforehand(contract)
         self.name, self.condition, self.outcomes = name or contract.name, where, outcomes
         self.files = _resolve(source)
         self._needed = _inspect_all(self.files, self.contract, where)
         self._report: Report | None = None
         self._accepted: polars.DataFrame | None = None
+        self._places: dict[str, list[polars.Series]] = {}
 
     def where(self, sql: str) -> "Feed":
         "The same feed with one more condition."
-        _expression("where", sql)
+        expected("where", sql, str, "write it as SQL, e.g. month <= 9")
+        expression("where", sql)
         both = f"({self.condition}) and ({sql})" if self.condition else sql
         return Feed(self.files, self.contract, where=both, name=self.name, outcomes=self.outcomes)
 
@@ -372,7 +348,7 @@ class Feed:
             tally = _tally(self, run)
             self._report = _publish(self, tally, run, mark)
             _decide(self, self._report)
-        self._accepted = need("polars", extra="data").concat(tally.accepted)
+        self._accepted, self._places = need("polars", extra="data").concat(tally.accepted), tally.places
         return self._report
 
     def rows(self) -> "polars.DataFrame":
@@ -381,6 +357,16 @@ class Feed:
             self.check()
         assert self._accepted is not None
         return self._accepted
+
+    def shared(self, other: "Feed") -> int:
+        "How many accepted rows are accepted rows of `other` too: the same row of the same file, or of its copy."
+        self.rows(), other.rows()
+        mine, theirs = (
+            {_digest(p): feed._places.get(_label(p), []) for p in feed.files} for feed in (self, other)
+        )
+        concat = need("polars", extra="data").concat
+        both = [(mine[mark], theirs[mark]) for mark in mine if mine[mark] and theirs.get(mark)]
+        return sum(int(concat(own).is_in(concat(others).implode()).sum()) for own, others in both)
 
     def columns(self) -> Columns:
         "The accepted rows as arrays by name."
@@ -395,7 +381,7 @@ class Feed:
         sizes = [open_source(path).rows for path in self.files]
         if not self.condition and None not in sizes:
             return sum(size or 0 for size in sizes)
-        names = _roots(self.condition) if self.condition else self._needed[:1]
+        names = roots(self.condition) if self.condition else self._needed[:1]
         return sum(batch.frame.height for batch in self.batches(names))
 
     def __bool__(self) -> bool:
@@ -435,8 +421,8 @@ def _read(path: Path, contract: Contract, condition: str, names: list[str]) -> I
 
 def _chosen(batch: _Batch, contract: Contract, condition: str) -> "polars.Series":
     "Rows that the filter means, and rows whose filtered value is broken: those are for the quarantine."
-    mask = batch.frame.select(_expression("where", condition)).to_series()
-    columns = {name: contract.columns.get(name) for name in _roots(condition)}
+    mask = batch.frame.select(expression("where", condition)).to_series()
+    columns = {name: contract.columns.get(name) for name in roots(condition)}
     broken = [batch.misfits[name] for name in columns if name in batch.misfits]
     broken += [
         batch.frame[name].is_null() for name, column in columns.items() if column and not column.nullable

@@ -22,22 +22,27 @@ from typing import Any
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput, NotFound
+from ..base.errors import BadInput, NotFound, expected
 
 Arrays = Mapping[str, np.ndarray]
 LIMIT = 1e4  # standard deviations; what lies further is cut, so that no score overflows
 
 
 # %% ../../notebooks/20_data/30_recipe.ipynb #load-object
-def load_object(
-    path: str,  # "module:name"
-) -> Any:
-    "The object an import path names; raises `BadInput` or `NotFound`."
+def _parts(path: str) -> tuple[str, str]:
     module, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise BadInput(
             f"{path!r} is no import path", "write module:name, e.g. workbench.flights.features:late"
         )
+    return module, name
+
+
+def load_object(
+    path: str,  # "module:name"
+) -> Any:
+    "The object an import path names; raises `BadInput` or `NotFound`."
+    module, name = _parts(path)
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
@@ -101,7 +106,12 @@ class Recipe:
     stats: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _parts(self.features), _parts(self.label)
+        expected("stats", self.stats, dict, "leave it out: recipe.fit(columns) fills it")
         for name in ("numeric", "categorical"):
+            expected(name, getattr(self, name), (list, tuple), "give a tuple of feature names")
+            for feature in getattr(self, name):
+                expected(f"a name in {name}", feature, str, "give feature names")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         names = self.numeric + self.categorical
         if not names or len(set(names)) < len(names):
@@ -109,6 +119,7 @@ class Recipe:
 
     def fit(self, columns: Arrays) -> "Recipe":
         "This recipe with the statistics of `columns`, the training rows."
+        expected("columns", columns, Mapping, "give arrays by name: feed.columns()")
         inputs = list(getattr(columns, "inputs", columns))
         found = self._features(columns, inputs)
         numbers = {name: _fit_number(name, _number(name, found[name])) for name in self.numeric}
@@ -118,6 +129,7 @@ class Recipe:
     def encode(self, columns: Arrays) -> np.ndarray:
         "float32 [rows, width]: numbers, one flag a number that had gaps, category codes."
         stats = self._fitted()
+        expected("columns", columns, Mapping, "give arrays by name: feed.columns()")
         found = self._features(columns, stats["inputs"])
         numbers = {name: _number(name, found[name]) for name in self.numeric}
         parts = [_scaled(numbers[name], stats["numeric"][name]) for name in self.numeric]
@@ -129,6 +141,7 @@ class Recipe:
 
     def labels(self, columns: Arrays) -> np.ndarray:
         "float32 [rows], 0 or 1."
+        expected("columns", columns, Mapping, "give arrays by name: feed.columns()")
         found = np.asarray(load_object(self.label)(columns))
         rows = len(next(iter(columns.values())))
         if found.shape != (rows,) or not np.isin(found, (0, 1)).all():

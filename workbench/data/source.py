@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import BadFeed, need
 from ..base.store import atomic_path
-from .contract import Column, Contract, moment, near
+from .column import Column, moment, near
+from .contract import Contract
 
 if TYPE_CHECKING:
     import polars

@@ -25,7 +25,8 @@ from uuid import uuid4
 from ..base import events
 from ..base.errors import NotFound, need
 from ..base.store import Store, atomic_path
-from ..data.contract import Contract, moment
+from ..data.column import moment
+from ..data.contract import Contract
 
 if TYPE_CHECKING:
     import polars

@@ -11,11 +11,12 @@ __all__ = ["MAX_ITER", "one_hot", "fit_baseline"]
 
 # %% ../../notebooks/40_train/20_baseline.ipynb #446836fb
 import warnings
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base.errors import BadInput, need
+from ..base.errors import BadInput, expected, need
 from ..base.progress import track
 from ..base.records import Ledger, start
 from ..data.feed import Feed
@@ -24,7 +25,7 @@ from ..models.linear import LinearScorer
 from ..models.shelf import check_name
 from .metrics import score
 from .result import Fit, model_path
-from .rows import encoded
+from .rows import asked, encoded
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -74,9 +75,12 @@ def fit_baseline(
     ledger: Ledger | None = None,
 ) -> Fit:
     "Fit the baseline, recorded as a run."
-    check_name(name)
-    if not C > 0:
+    expected("C", C, Real, "give a value above 0; smaller is a stronger penalty")
+    expected("seed", seed, Integral, "give a whole number")
+    if not 0 < C < np.inf:
         raise BadInput(f"C is {C}", "give a value above 0; smaller is a stronger penalty")
+    asked(train, valid, recipe, name)
+    check_name(name)
     params = {"model": "baseline", "C": C, "train": train.name, "valid": valid.fingerprint()}
     with (
         start("fit", name, params=params, data=train.fingerprint(), seed=seed, ledger=ledger) as run,

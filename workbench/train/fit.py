@@ -14,12 +14,13 @@ __all__ = ["fit"]
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..base.errors import BadInput, WorkbenchError
+from ..base.errors import BadInput, WorkbenchError, expected
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
 from ..data.feed import Feed
@@ -28,7 +29,7 @@ from ..models.shelf import check_name
 from .loop import Arrays, LoopConfig, LoopResult, deterministic, predict, train_loop
 from .metrics import score
 from .result import Fit, model_path, rebuild
-from .rows import Rows, encoded
+from .rows import Rows, asked, encoded
 from .scale import scale_loop
 
 
@@ -41,6 +42,13 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _shares(workers: int, threads: int | None) -> None:
+    expected("workers", workers, Integral, "0 for this process, else how many")
+    expected("threads", threads, (Integral, type(None)), "1 or more, or None")
+    if workers < 0 or (threads is not None and threads < 1):
+        raise BadInput(f"workers={workers}, threads={threads}", "workers 0 or more, threads 1 or more")
 
 
 def _first(model: nn.Module, path: str, seed: int, fine_tune: bool) -> nn.Module:
@@ -118,8 +126,8 @@ def fit(
 ) -> Fit:
     "Train a net, recorded as a run; `model` ends with the weights of the best epoch."
     config = LoopConfig(epochs, batch_size, lr, weight_decay, seed, patience)
-    if workers < 0 or (threads is not None and threads < 1):
-        raise BadInput(f"workers={workers}, threads={threads}", "workers 0 or more, threads 1 or more")
+    _shares(workers, threads)
+    asked(train, valid, recipe, name)
     path = model_path(model)
     net = _first(model, path, seed, fine_tune)
     params = {"model": path, "config": model.config, **asdict(config), "fine_tune": fine_tune}

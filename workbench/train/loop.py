@@ -30,6 +30,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.errors import BadInput, WorkbenchError
+from ..base.errors import BadInput, WorkbenchError, expected
 from ..base.store import atomic_path
 from .metrics import score
 
@@ -88,11 +89,15 @@ class LoopConfig:
     patience: int = 0  # epochs without a better AUC before it ends; 0: never
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            expected(name, getattr(self, name), Integral, "give a whole number")
+        for name in ("lr", "weight_decay"):
+            expected(name, getattr(self, name), Real, "give a number")
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise BadInput(f"{name} is {getattr(self, name)}", "give a value above 0")
         for name in ("weight_decay", "patience", "seed"):
-            if not getattr(self, name) >= 0:
+            if not getattr(self, name) >= 0 or not math.isfinite(getattr(self, name)):
                 raise BadInput(f"{name} is {getattr(self, name)}", "give 0 or more")
 
 
