@@ -154,6 +154,7 @@ def test_more_workers_than_rows_is_refused_before_anything_starts(net: Any, tmp_
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_two_workers_give_what_one_process_gives_and_leave_nothing(net: Any, tmp_path: Path) -> None:
     before = set(map(str, Path("/tmp").glob("wb-*")))

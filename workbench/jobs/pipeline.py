@@ -169,6 +169,7 @@ class _Children:
         self.lock, self.alive, self.closed = threading.Lock(), set[subprocess.Popen[str]](), False
 
     def start(self, env: dict[str, str]) -> "subprocess.Popen[str]":
+        "A process that waits for its step on standard input."
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.lock:
             if self.closed:
@@ -179,6 +180,7 @@ class _Children:
         return child
 
     def end(self) -> None:
+        "Interrupt every step at work, and start no more."
         with self.lock:
             self.closed = True
             for child in self.alive:
