@@ -1,6 +1,7 @@
 """Small notebooks, written where a test wants them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def write(project: Path) -> Write:
         return path
 
     return make
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    "ipykernel does not look at file descriptors while this variable is set; warm kernels refuse such a client."
+    if "warm" in pyfuncitem.fixturenames:
+        os.environ.pop("PYTEST_CURRENT_TEST", None)

@@ -44,13 +44,19 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BadInput, Unavailable
-from .zygote import READ_IN_C, digest, place, send, started_ticks
+from .waiting import send
+from .zygote import READ_IN_C, digest, place, started_ticks
 
 ROLES = ("kernels", "runs")
 _WAIT_S = 60.0
 # Read while importing, and no result depends on it.
 _HARMLESS = frozenset(
     (
+        "_",
+        "SHLVL",
+        "PWD",
+        "OLDPWD",
+        "PS1",
         "TERM",
         "SHELL",
         "USER",
@@ -58,7 +64,6 @@ _HARMLESS = frozenset(
         "VIRTUAL_ENV",
         "COLUMNS",
         "LINES",
-        "PYTEST_CURRENT_TEST",
         "JPY_PARENT_PID",
     )
 )
@@ -278,9 +283,9 @@ def _launch(role: str, pool: int, target: str, prepare: str) -> None:
     }
     with (folder() / f"{role}.log").open("w") as log:
         os.chmod(log.name, 0o600)
-        subprocess.Popen(
+        subprocess.run(
             [sys.executable, "-c", code, root, str(folder()), role, str(pool), target, prepare],
-            cwd="/", env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd="/", env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=True,
         )  # fmt: skip
 
 
