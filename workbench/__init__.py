@@ -19,29 +19,53 @@ Modules:
 - `workbench.base.mirror`: Runs appear in MLflow, and a run never waits for it.
 - `workbench.base.progress`: Long work shows where it is, when it will end, and stops when asked.
 - `workbench.base.records`: Every execution is a Run: who ran what, on which data, at what cost, and what came out.
+- `workbench.base.redact`: A secret that this process knows is taken out of whatever it writes.
 - `workbench.base.settings`: The laptop, the cluster and production differ in one file, not in the notebook.
 - `workbench.base.store`: Every file appears whole or not at all, and stays inside its folder.
 - `workbench.cli.cli`: The same verbs in a terminal.
 - `workbench.cli.client`: A service in a process of its own, asked over real HTTP.
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
+- `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
+- `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
+- `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.data.column`: One column: its type, its limits, its role; a value is read strictly, from a request or from a feed.
 - `workbench.data.contract`: What a row must be: one statement, read by the feed, the trainer and the service.
 - `workbench.data.drift`: How far today's rows are from the rows a model was trained on, column by column.
 - `workbench.data.feed`: Where data comes from, plus what it must be: checked before it is used, refused rows kept with their reasons.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
+- `workbench.data.rule`: A statement about a row, in SQL: the same one refuses a row of a feed and a row of a request.
 - `workbench.data.source`: One file, read in batches, and refused when it is not what was written.
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
+- `workbench.jobs.alerts`: Whoever has to know is told what happened, in which cell, with its last lines; and where it is sent is never written down.
+- `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
+- `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.
+- `workbench.jobs.dues`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
 - `workbench.jobs.engine`: Papermill's executor, with true statuses, whole files, capped outputs and an end that is an end.
+- `workbench.jobs.exports`: The same file for those who have a scheduler: systemd, cron, Kubernetes, Airflow.
+- `workbench.jobs.jobsfile`: `jobs.toml` says which notebook is due when, and a mistake in it is found before anything is due.
 - `workbench.jobs.keeper`: A kernel, and whatever it started, ends when its job ends.
+- `workbench.jobs.kernels`: A job starts in a tenth of a second, or says why not.
+- `workbench.jobs.kinds`: What a parameter may be, read from its annotation's syntax and never evaluated.
+- `workbench.jobs.lead`: Several schedulers may run; one leads, and one that has lost the lead cannot write.
+- `workbench.jobs.meter`: What each cell took: seconds, and memory at its highest.
+- `workbench.jobs.newdata`: A job is due when the files it reads are other files than before, and have stopped changing.
 - `workbench.jobs.notebook`: A job notebook has typed parameters, checked before anything starts.
 - `workbench.jobs.outcome`: A notebook says what came out of it; the record of its run keeps it.
+- `workbench.jobs.pipeline`: Several notebooks, ordered by what they read and write; what is unchanged is not run again.
 - `workbench.jobs.report`: An executed notebook as one HTML file that anyone can open: nothing in it runs, nothing is fetched.
 - `workbench.jobs.runner`: One call runs a notebook as a job: checked before, whole afterwards, and nothing left behind.
+- `workbench.jobs.schedule`: What is due, what is late, what is skipped and why: decisions, with no clock, process or file in them.
+- `workbench.jobs.scheduler`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
+- `workbench.jobs.secret`: A notebook is given where a secret is, never the secret; what it prints does not hold it.
+- `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
+- `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
 - `workbench.lab.panels`: One panel a call: where it is, when it ends, how it goes, and a Stop that stops.
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
+- `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
@@ -77,6 +101,7 @@ if TYPE_CHECKING:
     from workbench.data.recipe import Recipe
     from workbench.jobs.outcome import result
     from workbench.jobs.runner import run
+    from workbench.jobs.secret import Secret
     from workbench.models.bundle import Bundle
     from workbench.models.shelf import Shelf, load
     from workbench.release.evidence import measure
@@ -99,6 +124,7 @@ _HOME = {
     "Recipe": "data.recipe",
     "Rule": "data.contract",
     "Run": "base.records",
+    "Secret": "jobs.secret",
     "Shelf": "models.shelf",
     "champion": "release.registry",
     "default_gates": "release.gates",

@@ -35,7 +35,9 @@ def test_it_answers_what_the_engine_answers(delays: Bundle, source: Path, ledger
 
 
 def test_a_feed_keeps_its_filter_and_takes_one_more(delays: Bundle, source: Path, ledger: Ledger) -> None:
-    name = next(n for n, c in toy.CONTRACT.columns.items() if c.dtype in ("int", "float") and c.role == "input")
+    name = next(
+        n for n, c in toy.CONTRACT.columns.items() if c.dtype in ("int", "float") and c.role == "input"
+    )
     middle = pl.read_parquet(source)[name].median()
     feed = Feed(source, toy.CONTRACT, where=f"{name} <= {middle}")
     whole = predict(delays, feed, to="a.parquet", ledger=ledger).rows
@@ -43,7 +45,9 @@ def test_a_feed_keeps_its_filter_and_takes_one_more(delays: Bundle, source: Path
     assert 0 < less < whole < 300
 
 
-def test_scores_never_replace_what_is_no_scores(delays: Bundle, source: Path, project: Path, ledger: Ledger) -> None:
+def test_scores_never_replace_what_is_no_scores(
+    delays: Bundle, source: Path, project: Path, ledger: Ledger
+) -> None:
     before = source.read_bytes()
     other = write_parquet(project / "other.parquet", pl.DataFrame({"a": [1]}))
     (project / "folder.parquet").mkdir()
