@@ -35,6 +35,15 @@ d = {
                 "workbench/base/errors.py",
             ),
             "workbench.base.errors.JobFailed": ("00_base/errors.html#jobfailed", "workbench/base/errors.py"),
+            "workbench.base.errors.JobFailed.__init__": (
+                "00_base/errors.html#jobfailed.__init__",
+                "workbench/base/errors.py",
+            ),
+            "workbench.base.errors.JobKilled": ("00_base/errors.html#jobkilled", "workbench/base/errors.py"),
+            "workbench.base.errors.JobTimedOut": (
+                "00_base/errors.html#jobtimedout",
+                "workbench/base/errors.py",
+            ),
             "workbench.base.errors.MissingExtra": (
                 "00_base/errors.html#missingextra",
                 "workbench/base/errors.py",
@@ -61,9 +70,15 @@ d = {
                 "00_base/errors.html#workbencherror.__str__",
                 "workbench/base/errors.py",
             ),
+            "workbench.base.errors.expected": ("00_base/errors.html#expected", "workbench/base/errors.py"),
             "workbench.base.errors.need": ("00_base/errors.html#need", "workbench/base/errors.py"),
         },
         "workbench.base.events": {
+            "workbench.base.events._Lines": ("00_base/events.html#_lines", "workbench/base/events.py"),
+            "workbench.base.events._Lines.msg": (
+                "00_base/events.html#_lines.msg",
+                "workbench/base/events.py",
+            ),
             "workbench.base.events.bound": ("00_base/events.html#bound", "workbench/base/events.py"),
             "workbench.base.events.configure": ("00_base/events.html#configure", "workbench/base/events.py"),
             "workbench.base.events.get_logger": (
@@ -127,6 +142,10 @@ d = {
                 "00_base/ledger.html#ledger._prepare",
                 "workbench/base/ledger.py",
             ),
+            "workbench.base.ledger.Ledger._upgrade": (
+                "00_base/ledger.html#ledger._upgrade",
+                "workbench/base/ledger.py",
+            ),
             "workbench.base.ledger.Ledger.change": (
                 "00_base/ledger.html#ledger.change",
                 "workbench/base/ledger.py",
@@ -169,6 +188,10 @@ d = {
             "workbench.base.progress.Log": ("00_base/progress.html#log", "workbench/base/progress.py"),
             "workbench.base.progress.Log.__init__": (
                 "00_base/progress.html#log.__init__",
+                "workbench/base/progress.py",
+            ),
+            "workbench.base.progress.Log._say": (
+                "00_base/progress.html#log._say",
                 "workbench/base/progress.py",
             ),
             "workbench.base.progress.Log.close": (
@@ -277,6 +300,7 @@ d = {
                 "00_base/records.html#run._repr_html_",
                 "workbench/base/records.py",
             ),
+            "workbench.base.records.Run.beat": ("00_base/records.html#run.beat", "workbench/base/records.py"),
             "workbench.base.records.Run.curve": (
                 "00_base/records.html#run.curve",
                 "workbench/base/records.py",
@@ -291,6 +315,7 @@ d = {
                 "00_base/records.html#run.wall_s",
                 "workbench/base/records.py",
             ),
+            "workbench.base.records._end": ("00_base/records.html#_end", "workbench/base/records.py"),
             "workbench.base.records._finish": ("00_base/records.html#_finish", "workbench/base/records.py"),
             "workbench.base.records._identity": (
                 "00_base/records.html#_identity",
@@ -298,6 +323,7 @@ d = {
             ),
             "workbench.base.records._insert": ("00_base/records.html#_insert", "workbench/base/records.py"),
             "workbench.base.records._load": ("00_base/records.html#_load", "workbench/base/records.py"),
+            "workbench.base.records._made": ("00_base/records.html#_made", "workbench/base/records.py"),
             "workbench.base.records._process_started": (
                 "00_base/records.html#_process_started",
                 "workbench/base/records.py",
@@ -307,9 +333,23 @@ d = {
             "workbench.base.records.current": ("00_base/records.html#current", "workbench/base/records.py"),
             "workbench.base.records.find": ("00_base/records.html#find", "workbench/base/records.py"),
             "workbench.base.records.new_id": ("00_base/records.html#new_id", "workbench/base/records.py"),
+            "workbench.base.records.queue": ("00_base/records.html#queue", "workbench/base/records.py"),
             "workbench.base.records.recover": ("00_base/records.html#recover", "workbench/base/records.py"),
             "workbench.base.records.runs": ("00_base/records.html#runs", "workbench/base/records.py"),
+            "workbench.base.records.skip": ("00_base/records.html#skip", "workbench/base/records.py"),
             "workbench.base.records.start": ("00_base/records.html#start", "workbench/base/records.py"),
+        },
+        "workbench.base.redact": {
+            "workbench.base.redact._base64_forms": (
+                "00_base/redact.html#_base64_forms",
+                "workbench/base/redact.py",
+            ),
+            "workbench.base.redact._forms": ("00_base/redact.html#_forms", "workbench/base/redact.py"),
+            "workbench.base.redact.forget": ("00_base/redact.html#forget", "workbench/base/redact.py"),
+            "workbench.base.redact.held": ("00_base/redact.html#held", "workbench/base/redact.py"),
+            "workbench.base.redact.redact": ("00_base/redact.html#redact", "workbench/base/redact.py"),
+            "workbench.base.redact.redacted": ("00_base/redact.html#redacted", "workbench/base/redact.py"),
+            "workbench.base.redact.remember": ("00_base/redact.html#remember", "workbench/base/redact.py"),
         },
         "workbench.base.settings": {
             "workbench.base.settings.Settings": (
@@ -318,6 +358,10 @@ d = {
             ),
             "workbench.base.settings.Settings._is_reference": (
                 "00_base/settings.html#settings._is_reference",
+                "workbench/base/settings.py",
+            ),
+            "workbench.base.settings._check_variables": (
+                "00_base/settings.html#_check_variables",
                 "workbench/base/settings.py",
             ),
             "workbench.base.settings._explain": (
@@ -370,6 +414,10 @@ d = {
                 "00_base/store.html#atomic_write",
                 "workbench/base/store.py",
             ),
+            "workbench.base.store.private_folder": (
+                "00_base/store.html#private_folder",
+                "workbench/base/store.py",
+            ),
             "workbench.base.store.safe_path": ("00_base/store.html#safe_path", "workbench/base/store.py"),
             "workbench.base.store.sha256_bytes": (
                 "00_base/store.html#sha256_bytes",
@@ -378,17 +426,20 @@ d = {
             "workbench.base.store.sha256_file": ("00_base/store.html#sha256_file", "workbench/base/store.py"),
         },
         "workbench.cli.cli": {
+            "workbench.cli.cli._as_ctrl_c": ("95_cli/cli.html#_as_ctrl_c", "workbench/cli/cli.py"),
             "workbench.cli.cli._emit": ("95_cli/cli.html#_emit", "workbench/cli/cli.py"),
             "workbench.cli.cli._from_here": ("95_cli/cli.html#_from_here", "workbench/cli/cli.py"),
             "workbench.cli.cli._given": ("95_cli/cli.html#_given", "workbench/cli/cli.py"),
             "workbench.cli.cli._plain": ("95_cli/cli.html#_plain", "workbench/cli/cli.py"),
             "workbench.cli.cli._say": ("95_cli/cli.html#_say", "workbench/cli/cli.py"),
             "workbench.cli.cli._sheet": ("95_cli/cli.html#_sheet", "workbench/cli/cli.py"),
+            "workbench.cli.cli._usage": ("95_cli/cli.html#_usage", "workbench/cli/cli.py"),
             "workbench.cli.cli.check": ("95_cli/cli.html#check", "workbench/cli/cli.py"),
             "workbench.cli.cli.demo": ("95_cli/cli.html#demo", "workbench/cli/cli.py"),
             "workbench.cli.cli.doctor": ("95_cli/cli.html#doctor", "workbench/cli/cli.py"),
             "workbench.cli.cli.lab": ("95_cli/cli.html#lab", "workbench/cli/cli.py"),
             "workbench.cli.cli.main": ("95_cli/cli.html#main", "workbench/cli/cli.py"),
+            "workbench.cli.cli.models": ("95_cli/cli.html#models", "workbench/cli/cli.py"),
             "workbench.cli.cli.options": ("95_cli/cli.html#options", "workbench/cli/cli.py"),
             "workbench.cli.cli.predict": ("95_cli/cli.html#predict", "workbench/cli/cli.py"),
             "workbench.cli.cli.promote": ("95_cli/cli.html#promote", "workbench/cli/cli.py"),
@@ -447,6 +498,15 @@ d = {
             "workbench.cli.doctor._store": ("95_cli/doctor.html#_store", "workbench/cli/doctor.py"),
             "workbench.cli.doctor.examine": ("95_cli/doctor.html#examine", "workbench/cli/doctor.py"),
         },
+        "workbench.cli.kernels": {
+            "workbench.cli.kernels._emit": ("95_cli/kernels.html#_emit", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.prepare": ("95_cli/kernels.html#prepare", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.register": ("95_cli/kernels.html#register", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.start": ("95_cli/kernels.html#start", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.status": ("95_cli/kernels.html#status", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.stop": ("95_cli/kernels.html#stop", "workbench/cli/kernels.py"),
+        },
+        "workbench.cli.main": {"workbench.cli.main.main": ("95_cli/main.html#main", "workbench/cli/main.py")},
         "workbench.cli.report": {
             "workbench.cli.report._axes": ("95_cli/report.html#_axes", "workbench/cli/report.py"),
             "workbench.cli.report.latencies": ("95_cli/report.html#latencies", "workbench/cli/report.py"),
@@ -458,40 +518,96 @@ d = {
                 "workbench/cli/report.py",
             ),
         },
+        "workbench.cli.schedule": {
+            "workbench.cli.schedule._emit": ("95_cli/schedule.html#_emit", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule._lines": ("95_cli/schedule.html#_lines", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule._start_aside": (
+                "95_cli/schedule.html#_start_aside",
+                "workbench/cli/schedule.py",
+            ),
+            "workbench.cli.schedule.backfill": ("95_cli/schedule.html#backfill", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.export": ("95_cli/schedule.html#export", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.list_jobs": (
+                "95_cli/schedule.html#list_jobs",
+                "workbench/cli/schedule.py",
+            ),
+            "workbench.cli.schedule.main": ("95_cli/schedule.html#main", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.next_times": (
+                "95_cli/schedule.html#next_times",
+                "workbench/cli/schedule.py",
+            ),
+            "workbench.cli.schedule.pause": ("95_cli/schedule.html#pause", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.register": ("95_cli/schedule.html#register", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.resume": ("95_cli/schedule.html#resume", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.run": ("95_cli/schedule.html#run", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.start": ("95_cli/schedule.html#start", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
+            "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
+        },
+        "workbench.data.column": {
+            "workbench.data.column.Column": ("20_data/column.html#column", "workbench/data/column.py"),
+            "workbench.data.column.Column.__post_init__": (
+                "20_data/column.html#column.__post_init__",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column._bound": (
+                "20_data/column.html#column._bound",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column._own": (
+                "20_data/column.html#column._own",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column._values": (
+                "20_data/column.html#column._values",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column.fault": (
+                "20_data/column.html#column.fault",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column.read": (
+                "20_data/column.html#column.read",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Columns": ("20_data/column.html#columns", "workbench/data/column.py"),
+            "workbench.data.column.Columns.__init__": (
+                "20_data/column.html#columns.__init__",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column._one_of": ("20_data/column.html#_one_of", "workbench/data/column.py"),
+            "workbench.data.column._read_bool": (
+                "20_data/column.html#_read_bool",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column._read_float": (
+                "20_data/column.html#_read_float",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column._read_int": ("20_data/column.html#_read_int", "workbench/data/column.py"),
+            "workbench.data.column._read_moment": (
+                "20_data/column.html#_read_moment",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column._read_str": ("20_data/column.html#_read_str", "workbench/data/column.py"),
+            "workbench.data.column._several": ("20_data/column.html#_several", "workbench/data/column.py"),
+            "workbench.data.column.array": ("20_data/column.html#array", "workbench/data/column.py"),
+            "workbench.data.column.as_json": ("20_data/column.html#as_json", "workbench/data/column.py"),
+            "workbench.data.column.candidates": (
+                "20_data/column.html#candidates",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.check": ("20_data/column.html#check", "workbench/data/column.py"),
+            "workbench.data.column.limits": ("20_data/column.html#limits", "workbench/data/column.py"),
+            "workbench.data.column.moment": ("20_data/column.html#moment", "workbench/data/column.py"),
+            "workbench.data.column.near": ("20_data/column.html#near", "workbench/data/column.py"),
+            "workbench.data.column.plain": ("20_data/column.html#plain", "workbench/data/column.py"),
+            "workbench.data.column.series_array": (
+                "20_data/column.html#series_array",
+                "workbench/data/column.py",
+            ),
+        },
         "workbench.data.contract": {
-            "workbench.data.contract.Column": ("20_data/contract.html#column", "workbench/data/contract.py"),
-            "workbench.data.contract.Column.__post_init__": (
-                "20_data/contract.html#column.__post_init__",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Column._bound": (
-                "20_data/contract.html#column._bound",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Column._own": (
-                "20_data/contract.html#column._own",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Column._values": (
-                "20_data/contract.html#column._values",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Column.fault": (
-                "20_data/contract.html#column.fault",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Column.read": (
-                "20_data/contract.html#column.read",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Columns": (
-                "20_data/contract.html#columns",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.Columns.__init__": (
-                "20_data/contract.html#columns.__init__",
-                "workbench/data/contract.py",
-            ),
             "workbench.data.contract.Contract": (
                 "20_data/contract.html#contract",
                 "workbench/data/contract.py",
@@ -544,16 +660,10 @@ d = {
                 "20_data/contract.html#contract.to_json",
                 "workbench/data/contract.py",
             ),
-            "workbench.data.contract.Rule": ("20_data/contract.html#rule", "workbench/data/contract.py"),
-            "workbench.data.contract.Rule.__post_init__": (
-                "20_data/contract.html#rule.__post_init__",
-                "workbench/data/contract.py",
-            ),
             "workbench.data.contract._changed": (
                 "20_data/contract.html#_changed",
                 "workbench/data/contract.py",
             ),
-            "workbench.data.contract._check": ("20_data/contract.html#_check", "workbench/data/contract.py"),
             "workbench.data.contract._check_names": (
                 "20_data/contract.html#_check_names",
                 "workbench/data/contract.py",
@@ -562,49 +672,21 @@ d = {
                 "20_data/contract.html#_column",
                 "workbench/data/contract.py",
             ),
-            "workbench.data.contract._dtype": ("20_data/contract.html#_dtype", "workbench/data/contract.py"),
-            "workbench.data.contract._example": (
-                "20_data/contract.html#_example",
+            "workbench.data.contract._example_row": (
+                "20_data/contract.html#_example_row",
                 "workbench/data/contract.py",
             ),
             "workbench.data.contract._json_schema": (
                 "20_data/contract.html#_json_schema",
                 "workbench/data/contract.py",
             ),
-            "workbench.data.contract._limits": (
-                "20_data/contract.html#_limits",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._one_of": (
-                "20_data/contract.html#_one_of",
-                "workbench/data/contract.py",
-            ),
+            "workbench.data.contract._obey": ("20_data/contract.html#_obey", "workbench/data/contract.py"),
             "workbench.data.contract._parse_rows": (
                 "20_data/contract.html#_parse_rows",
                 "workbench/data/contract.py",
             ),
             "workbench.data.contract._property": (
                 "20_data/contract.html#_property",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._read_bool": (
-                "20_data/contract.html#_read_bool",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._read_float": (
-                "20_data/contract.html#_read_float",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._read_int": (
-                "20_data/contract.html#_read_int",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._read_moment": (
-                "20_data/contract.html#_read_moment",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract._read_str": (
-                "20_data/contract.html#_read_str",
                 "workbench/data/contract.py",
             ),
             "workbench.data.contract._schema": (
@@ -616,13 +698,6 @@ d = {
             "workbench.data.contract._value": ("20_data/contract.html#_value", "workbench/data/contract.py"),
             "workbench.data.contract._wanted": (
                 "20_data/contract.html#_wanted",
-                "workbench/data/contract.py",
-            ),
-            "workbench.data.contract.array": ("20_data/contract.html#array", "workbench/data/contract.py"),
-            "workbench.data.contract.moment": ("20_data/contract.html#moment", "workbench/data/contract.py"),
-            "workbench.data.contract.near": ("20_data/contract.html#near", "workbench/data/contract.py"),
-            "workbench.data.contract.series_array": (
-                "20_data/contract.html#series_array",
                 "workbench/data/contract.py",
             ),
         },
@@ -701,6 +776,7 @@ d = {
             ),
             "workbench.data.feed.Feed.report": ("20_data/feed.html#feed.report", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.rows": ("20_data/feed.html#feed.rows", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.shared": ("20_data/feed.html#feed.shared", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.where": ("20_data/feed.html#feed.where", "workbench/data/feed.py"),
             "workbench.data.feed.Report": ("20_data/feed.html#report", "workbench/data/feed.py"),
             "workbench.data.feed.Report.__str__": (
@@ -726,13 +802,8 @@ d = {
             "workbench.data.feed._content": ("20_data/feed.html#_content", "workbench/data/feed.py"),
             "workbench.data.feed._decide": ("20_data/feed.html#_decide", "workbench/data/feed.py"),
             "workbench.data.feed._digest": ("20_data/feed.html#_digest", "workbench/data/feed.py"),
-            "workbench.data.feed._expression": ("20_data/feed.html#_expression", "workbench/data/feed.py"),
             "workbench.data.feed._inspect": ("20_data/feed.html#_inspect", "workbench/data/feed.py"),
             "workbench.data.feed._inspect_all": ("20_data/feed.html#_inspect_all", "workbench/data/feed.py"),
-            "workbench.data.feed._is_condition": (
-                "20_data/feed.html#_is_condition",
-                "workbench/data/feed.py",
-            ),
             "workbench.data.feed._judge": ("20_data/feed.html#_judge", "workbench/data/feed.py"),
             "workbench.data.feed._label": ("20_data/feed.html#_label", "workbench/data/feed.py"),
             "workbench.data.feed._needed": ("20_data/feed.html#_needed", "workbench/data/feed.py"),
@@ -740,7 +811,6 @@ d = {
             "workbench.data.feed._quarantined": ("20_data/feed.html#_quarantined", "workbench/data/feed.py"),
             "workbench.data.feed._read": ("20_data/feed.html#_read", "workbench/data/feed.py"),
             "workbench.data.feed._resolve": ("20_data/feed.html#_resolve", "workbench/data/feed.py"),
-            "workbench.data.feed._roots": ("20_data/feed.html#_roots", "workbench/data/feed.py"),
             "workbench.data.feed._tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
         },
         "workbench.data.recipe": {
@@ -815,12 +885,30 @@ d = {
             ),
             "workbench.data.recipe._learned": ("20_data/recipe.html#_learned", "workbench/data/recipe.py"),
             "workbench.data.recipe._number": ("20_data/recipe.html#_number", "workbench/data/recipe.py"),
+            "workbench.data.recipe._parts": ("20_data/recipe.html#_parts", "workbench/data/recipe.py"),
             "workbench.data.recipe._scaled": ("20_data/recipe.html#_scaled", "workbench/data/recipe.py"),
             "workbench.data.recipe._texts": ("20_data/recipe.html#_texts", "workbench/data/recipe.py"),
             "workbench.data.recipe.load_object": (
                 "20_data/recipe.html#load_object",
                 "workbench/data/recipe.py",
             ),
+        },
+        "workbench.data.rule": {
+            "workbench.data.rule.Rule": ("20_data/rule.html#rule", "workbench/data/rule.py"),
+            "workbench.data.rule.Rule.__post_init__": (
+                "20_data/rule.html#rule.__post_init__",
+                "workbench/data/rule.py",
+            ),
+            "workbench.data.rule._Compiled": ("20_data/rule.html#_compiled", "workbench/data/rule.py"),
+            "workbench.data.rule._compiled": ("20_data/rule.html#_compiled", "workbench/data/rule.py"),
+            "workbench.data.rule._parsed": ("20_data/rule.html#_parsed", "workbench/data/rule.py"),
+            "workbench.data.rule._verdicts": ("20_data/rule.html#_verdicts", "workbench/data/rule.py"),
+            "workbench.data.rule.expression": ("20_data/rule.html#expression", "workbench/data/rule.py"),
+            "workbench.data.rule.first_broken": ("20_data/rule.html#first_broken", "workbench/data/rule.py"),
+            "workbench.data.rule.first_good": ("20_data/rule.html#first_good", "workbench/data/rule.py"),
+            "workbench.data.rule.is_condition": ("20_data/rule.html#is_condition", "workbench/data/rule.py"),
+            "workbench.data.rule.polars_type": ("20_data/rule.html#polars_type", "workbench/data/rule.py"),
+            "workbench.data.rule.roots": ("20_data/rule.html#roots", "workbench/data/rule.py"),
         },
         "workbench.data.source": {
             "workbench.data.source.CsvSource": ("20_data/source.html#csvsource", "workbench/data/source.py"),
@@ -937,6 +1025,90 @@ d = {
                 "workbench/flights/features.py",
             ),
         },
+        "workbench.jobs.alerts": {
+            "workbench.jobs.alerts._text": ("80_jobs/alerts.html#_text", "workbench/jobs/alerts.py"),
+            "workbench.jobs.alerts.deliver": ("80_jobs/alerts.html#deliver", "workbench/jobs/alerts.py"),
+            "workbench.jobs.alerts.last_lines": (
+                "80_jobs/alerts.html#last_lines",
+                "workbench/jobs/alerts.py",
+            ),
+            "workbench.jobs.alerts.message": ("80_jobs/alerts.html#message", "workbench/jobs/alerts.py"),
+            "workbench.jobs.alerts.pending": ("80_jobs/alerts.html#pending", "workbench/jobs/alerts.py"),
+            "workbench.jobs.alerts.send": ("80_jobs/alerts.html#send", "workbench/jobs/alerts.py"),
+        },
+        "workbench.jobs.attempt": {
+            "workbench.jobs.attempt._beating": ("80_jobs/attempt.html#_beating", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt._end": ("80_jobs/attempt.html#_end", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt._outcome": ("80_jobs/attempt.html#_outcome", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt._run_notebook": (
+                "80_jobs/attempt.html#_run_notebook",
+                "workbench/jobs/attempt.py",
+            ),
+            "workbench.jobs.attempt._stop": ("80_jobs/attempt.html#_stop", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt.main": ("80_jobs/attempt.html#main", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt.work": ("80_jobs/attempt.html#work", "workbench/jobs/attempt.py"),
+        },
+        "workbench.jobs.control": {
+            "workbench.jobs.control.JobLine": ("80_jobs/control.html#jobline", "workbench/jobs/control.py"),
+            "workbench.jobs.control.JobLine.__str__": (
+                "80_jobs/control.html#jobline.__str__",
+                "workbench/jobs/control.py",
+            ),
+            "workbench.jobs.control.Status": ("80_jobs/control.html#status", "workbench/jobs/control.py"),
+            "workbench.jobs.control.Status.__str__": (
+                "80_jobs/control.html#status.__str__",
+                "workbench/jobs/control.py",
+            ),
+            "workbench.jobs.control.Status._lines": (
+                "80_jobs/control.html#status._lines",
+                "workbench/jobs/control.py",
+            ),
+            "workbench.jobs.control.Status._repr_html_": (
+                "80_jobs/control.html#status._repr_html_",
+                "workbench/jobs/control.py",
+            ),
+            "workbench.jobs.control._iso": ("80_jobs/control.html#_iso", "workbench/jobs/control.py"),
+            "workbench.jobs.control._moment": ("80_jobs/control.html#_moment", "workbench/jobs/control.py"),
+            "workbench.jobs.control._named": ("80_jobs/control.html#_named", "workbench/jobs/control.py"),
+            "workbench.jobs.control._reopen": ("80_jobs/control.html#_reopen", "workbench/jobs/control.py"),
+            "workbench.jobs.control._turn": ("80_jobs/control.html#_turn", "workbench/jobs/control.py"),
+            "workbench.jobs.control.backfill": ("80_jobs/control.html#backfill", "workbench/jobs/control.py"),
+            "workbench.jobs.control.listing": ("80_jobs/control.html#listing", "workbench/jobs/control.py"),
+            "workbench.jobs.control.parse_days": (
+                "80_jobs/control.html#parse_days",
+                "workbench/jobs/control.py",
+            ),
+            "workbench.jobs.control.pause": ("80_jobs/control.html#pause", "workbench/jobs/control.py"),
+            "workbench.jobs.control.resume": ("80_jobs/control.html#resume", "workbench/jobs/control.py"),
+            "workbench.jobs.control.run_now": ("80_jobs/control.html#run_now", "workbench/jobs/control.py"),
+            "workbench.jobs.control.status": ("80_jobs/control.html#status", "workbench/jobs/control.py"),
+            "workbench.jobs.control.stop": ("80_jobs/control.html#stop", "workbench/jobs/control.py"),
+            "workbench.jobs.control.upcoming": ("80_jobs/control.html#upcoming", "workbench/jobs/control.py"),
+        },
+        "workbench.jobs.dues": {
+            "workbench.jobs.dues.Attempt": ("80_jobs/dues.html#attempt", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.Due": ("80_jobs/dues.html#due", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.Due.__str__": ("80_jobs/dues.html#due.__str__", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.Due._repr_html_": (
+                "80_jobs/dues.html#due._repr_html_",
+                "workbench/jobs/dues.py",
+            ),
+            "workbench.jobs.dues.Due.rules": ("80_jobs/dues.html#due.rules", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues._next": ("80_jobs/dues.html#_next", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues._recovered": ("80_jobs/dues.html#_recovered", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.alert": ("80_jobs/dues.html#alert", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.attempts": ("80_jobs/dues.html#attempts", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.beat": ("80_jobs/dues.html#beat", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.begin": ("80_jobs/dues.html#begin", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.boot_id": ("80_jobs/dues.html#boot_id", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.claim": ("80_jobs/dues.html#claim", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.dues": ("80_jobs/dues.html#dues", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.finish": ("80_jobs/dues.html#finish", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.is_alive": ("80_jobs/dues.html#is_alive", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.launching": ("80_jobs/dues.html#launching", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.prepare": ("80_jobs/dues.html#prepare", "workbench/jobs/dues.py"),
+        },
         "workbench.jobs.engine": {
             "workbench.jobs.engine.Execution": ("80_jobs/engine.html#execution", "workbench/jobs/engine.py"),
             "workbench.jobs.engine.Execution.__init__": (
@@ -961,6 +1133,63 @@ d = {
             ),
             "workbench.jobs.engine.Execution.wait": (
                 "80_jobs/engine.html#execution.wait",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given": ("80_jobs/engine.html#given", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine.Given.cleanup": (
+                "80_jobs/engine.html#given.cleanup",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.has_process": (
+                "80_jobs/engine.html#given.has_process",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.kill": (
+                "80_jobs/engine.html#given.kill",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.launch_kernel": (
+                "80_jobs/engine.html#given.launch_kernel",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.poll": (
+                "80_jobs/engine.html#given.poll",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.pre_launch": (
+                "80_jobs/engine.html#given.pre_launch",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.send_signal": (
+                "80_jobs/engine.html#given.send_signal",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Given.wait": (
+                "80_jobs/engine.html#given.wait",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.QuickManager": (
+                "80_jobs/engine.html#quickmanager",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.QuickManager._async_finish_shutdown": (
+                "80_jobs/engine.html#quickmanager._async_finish_shutdown",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.RunningKernel": (
+                "80_jobs/engine.html#runningkernel",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.RunningKernel.poll": (
+                "80_jobs/engine.html#runningkernel.poll",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.RunningKernel.send_signal": (
+                "80_jobs/engine.html#runningkernel.send_signal",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.RunningKernel.terminate": (
+                "80_jobs/engine.html#runningkernel.terminate",
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._Client": ("80_jobs/engine.html#_client", "workbench/jobs/engine.py"),
@@ -993,6 +1222,14 @@ d = {
                 "80_jobs/engine.html#_executed.save",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine._QuickClient": (
+                "80_jobs/engine.html#_quickclient",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._QuickClient._async_wait_for_ready": (
+                "80_jobs/engine.html#_quickclient._async_wait_for_ready",
+                "workbench/jobs/engine.py",
+            ),
             "workbench.jobs.engine._ThisPython": (
                 "80_jobs/engine.html#_thispython",
                 "workbench/jobs/engine.py",
@@ -1002,6 +1239,7 @@ d = {
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._capped": ("80_jobs/engine.html#_capped", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine._is_idle": ("80_jobs/engine.html#_is_idle", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._merged": ("80_jobs/engine.html#_merged", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._private_folder": (
                 "80_jobs/engine.html#_private_folder",
@@ -1010,6 +1248,77 @@ d = {
             "workbench.jobs.engine._size_bytes": (
                 "80_jobs/engine.html#_size_bytes",
                 "workbench/jobs/engine.py",
+            ),
+        },
+        "workbench.jobs.exports": {
+            "workbench.jobs.exports._cannot": ("80_jobs/exports.html#_cannot", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports._cronjob": ("80_jobs/exports.html#_cronjob", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports._dag": ("80_jobs/exports.html#_dag", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports._lost": ("80_jobs/exports.html#_lost", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports._workbench": (
+                "80_jobs/exports.html#_workbench",
+                "workbench/jobs/exports.py",
+            ),
+            "workbench.jobs.exports.airflow": ("80_jobs/exports.html#airflow", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports.crontab": ("80_jobs/exports.html#crontab", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports.export": ("80_jobs/exports.html#export", "workbench/jobs/exports.py"),
+            "workbench.jobs.exports.kubernetes": (
+                "80_jobs/exports.html#kubernetes",
+                "workbench/jobs/exports.py",
+            ),
+            "workbench.jobs.exports.systemd": ("80_jobs/exports.html#systemd", "workbench/jobs/exports.py"),
+        },
+        "workbench.jobs.jobsfile": {
+            "workbench.jobs.jobsfile.Job": ("80_jobs/jobsfile.html#job", "workbench/jobs/jobsfile.py"),
+            "workbench.jobs.jobsfile.Job.__str__": (
+                "80_jobs/jobsfile.html#job.__str__",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.Job._alerts_are_references": (
+                "80_jobs/jobsfile.html#job._alerts_are_references",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.Job._cron_is_sometimes_due": (
+                "80_jobs/jobsfile.html#job._cron_is_sometimes_due",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.Job._one_reason_to_run": (
+                "80_jobs/jobsfile.html#job._one_reason_to_run",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.Job._zone_exists": (
+                "80_jobs/jobsfile.html#job._zone_exists",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.Job.given": (
+                "80_jobs/jobsfile.html#job.given",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile._check_params": (
+                "80_jobs/jobsfile.html#_check_params",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile._explain": (
+                "80_jobs/jobsfile.html#_explain",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile._filled": (
+                "80_jobs/jobsfile.html#_filled",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile._job": ("80_jobs/jobsfile.html#_job", "workbench/jobs/jobsfile.py"),
+            "workbench.jobs.jobsfile._mark": ("80_jobs/jobsfile.html#_mark", "workbench/jobs/jobsfile.py"),
+            "workbench.jobs.jobsfile.load_jobs": (
+                "80_jobs/jobsfile.html#load_jobs",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.pipeline_steps": (
+                "80_jobs/jobsfile.html#pipeline_steps",
+                "workbench/jobs/jobsfile.py",
+            ),
+            "workbench.jobs.jobsfile.run_key": (
+                "80_jobs/jobsfile.html#run_key",
+                "workbench/jobs/jobsfile.py",
             ),
         },
         "workbench.jobs.keeper": {
@@ -1029,6 +1338,141 @@ d = {
             "workbench.jobs.keeper.killed_by": ("80_jobs/keeper.html#killed_by", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper.oom_kills": ("80_jobs/keeper.html#oom_kills", "workbench/jobs/keeper.py"),
         },
+        "workbench.jobs.kernels": {
+            "workbench.jobs.kernels.Status": ("80_jobs/kernels.html#status", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.Status.__str__": (
+                "80_jobs/kernels.html#status.__str__",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.Status.ready": (
+                "80_jobs/kernels.html#status.ready",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel": (
+                "80_jobs/kernels.html#warmkernel",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.__init__": (
+                "80_jobs/kernels.html#warmkernel.__init__",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel._ended": (
+                "80_jobs/kernels.html#warmkernel._ended",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.poll": (
+                "80_jobs/kernels.html#warmkernel.poll",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.send_signal": (
+                "80_jobs/kernels.html#warmkernel.send_signal",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.terminate": (
+                "80_jobs/kernels.html#warmkernel.terminate",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.wait": (
+                "80_jobs/kernels.html#warmkernel.wait",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.Zygote": ("80_jobs/kernels.html#zygote", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.Zygote.__str__": (
+                "80_jobs/kernels.html#zygote.__str__",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels._launch": ("80_jobs/kernels.html#_launch", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels._other_environment": (
+                "80_jobs/kernels.html#_other_environment",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels._start_up_files": (
+                "80_jobs/kernels.html#_start_up_files",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels._state": ("80_jobs/kernels.html#_state", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels._zygote": ("80_jobs/kernels.html#_zygote", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.ask": ("80_jobs/kernels.html#ask", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.folder": ("80_jobs/kernels.html#folder", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.forward": ("80_jobs/kernels.html#forward", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.hear": ("80_jobs/kernels.html#hear", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.private_mb": (
+                "80_jobs/kernels.html#private_mb",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.running": ("80_jobs/kernels.html#running", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.start": ("80_jobs/kernels.html#start", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.status": ("80_jobs/kernels.html#status", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.stop": ("80_jobs/kernels.html#stop", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.take": ("80_jobs/kernels.html#take", "workbench/jobs/kernels.py"),
+            "workbench.jobs.kernels.why_cold": ("80_jobs/kernels.html#why_cold", "workbench/jobs/kernels.py"),
+        },
+        "workbench.jobs.kinds": {
+            "workbench.jobs.kinds._bound": ("80_jobs/kinds.html#_bound", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._choice": ("80_jobs/kinds.html#_choice", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._choices": ("80_jobs/kinds.html#_choices", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._form": ("80_jobs/kinds.html#_form", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._iso": ("80_jobs/kinds.html#_iso", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._name": ("80_jobs/kinds.html#_name", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._no_bool": ("80_jobs/kinds.html#_no_bool", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds._option": ("80_jobs/kinds.html#_option", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds.is_choices": ("80_jobs/kinds.html#is_choices", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds.kind_of": ("80_jobs/kinds.html#kind_of", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds.literal": ("80_jobs/kinds.html#literal", "workbench/jobs/kinds.py"),
+            "workbench.jobs.kinds.scope_of": ("80_jobs/kinds.html#scope_of", "workbench/jobs/kinds.py"),
+        },
+        "workbench.jobs.lead": {
+            "workbench.jobs.lead.Fenced": ("80_jobs/lead.html#fenced", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead": ("80_jobs/lead.html#lead", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.__init__": (
+                "80_jobs/lead.html#lead.__init__",
+                "workbench/jobs/lead.py",
+            ),
+            "workbench.jobs.lead.Lead._can_write": (
+                "80_jobs/lead.html#lead._can_write",
+                "workbench/jobs/lead.py",
+            ),
+            "workbench.jobs.lead.Lead._holds": ("80_jobs/lead.html#lead._holds", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead._take": ("80_jobs/lead.html#lead._take", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.change": ("80_jobs/lead.html#lead.change", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.leads": ("80_jobs/lead.html#lead.leads", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.leave": ("80_jobs/lead.html#lead.leave", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.renew": ("80_jobs/lead.html#lead.renew", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.Lead.say": ("80_jobs/lead.html#lead.say", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead._gone": ("80_jobs/lead.html#_gone", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead._is_stopped": ("80_jobs/lead.html#_is_stopped", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead.members": ("80_jobs/lead.html#members", "workbench/jobs/lead.py"),
+        },
+        "workbench.jobs.meter": {
+            "workbench.jobs.meter.Meter": ("80_jobs/meter.html#meter", "workbench/jobs/meter.py"),
+            "workbench.jobs.meter.Meter.__init__": (
+                "80_jobs/meter.html#meter.__init__",
+                "workbench/jobs/meter.py",
+            ),
+            "workbench.jobs.meter.Meter.read": ("80_jobs/meter.html#meter.read", "workbench/jobs/meter.py"),
+            "workbench.jobs.meter._below": ("80_jobs/meter.html#_below", "workbench/jobs/meter.py"),
+            "workbench.jobs.meter._peak_mb": ("80_jobs/meter.html#_peak_mb", "workbench/jobs/meter.py"),
+            "workbench.jobs.meter._processes": ("80_jobs/meter.html#_processes", "workbench/jobs/meter.py"),
+        },
+        "workbench.jobs.newdata": {
+            "workbench.jobs.newdata.Watched": ("80_jobs/newdata.html#watched", "workbench/jobs/newdata.py"),
+            "workbench.jobs.newdata.Watched.__init__": (
+                "80_jobs/newdata.html#watched.__init__",
+                "workbench/jobs/newdata.py",
+            ),
+            "workbench.jobs.newdata.Watched._work": (
+                "80_jobs/newdata.html#watched._work",
+                "workbench/jobs/newdata.py",
+            ),
+            "workbench.jobs.newdata.Watched.look": (
+                "80_jobs/newdata.html#watched.look",
+                "workbench/jobs/newdata.py",
+            ),
+            "workbench.jobs.newdata.Watched.settled": (
+                "80_jobs/newdata.html#watched.settled",
+                "workbench/jobs/newdata.py",
+            ),
+        },
         "workbench.jobs.notebook": {
             "workbench.jobs.notebook.Parameter": (
                 "80_jobs/notebook.html#parameter",
@@ -1038,8 +1482,20 @@ d = {
                 "80_jobs/notebook.html#parameter.__str__",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook.Parameter._help": (
+                "80_jobs/notebook.html#parameter._help",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.Parameter._shown": (
+                "80_jobs/notebook.html#parameter._shown",
+                "workbench/jobs/notebook.py",
+            ),
             "workbench.jobs.notebook.Parameter.parse": (
                 "80_jobs/notebook.html#parameter.parse",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook.Parameter.secret": (
+                "80_jobs/notebook.html#parameter.secret",
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook._comments": (
@@ -1050,13 +1506,16 @@ d = {
                 "80_jobs/notebook.html#_default",
                 "workbench/jobs/notebook.py",
             ),
-            "workbench.jobs.notebook._iso": ("80_jobs/notebook.html#_iso", "workbench/jobs/notebook.py"),
-            "workbench.jobs.notebook._literal": (
-                "80_jobs/notebook.html#_literal",
+            "workbench.jobs.notebook._described": (
+                "80_jobs/notebook.html#_described",
                 "workbench/jobs/notebook.py",
             ),
-            "workbench.jobs.notebook._no_bool": (
-                "80_jobs/notebook.html#_no_bool",
+            "workbench.jobs.notebook._imports": (
+                "80_jobs/notebook.html#_imports",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._literal": (
+                "80_jobs/notebook.html#_literal",
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook._parameter": (
@@ -1065,6 +1524,14 @@ d = {
             ),
             "workbench.jobs.notebook._parameters": (
                 "80_jobs/notebook.html#_parameters",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._reference": (
+                "80_jobs/notebook.html#_reference",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._settled": (
+                "80_jobs/notebook.html#_settled",
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook._source": (
@@ -1076,7 +1543,6 @@ d = {
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook._tree": ("80_jobs/notebook.html#_tree", "workbench/jobs/notebook.py"),
-            "workbench.jobs.notebook._type": ("80_jobs/notebook.html#_type", "workbench/jobs/notebook.py"),
             "workbench.jobs.notebook._unknown": (
                 "80_jobs/notebook.html#_unknown",
                 "workbench/jobs/notebook.py",
@@ -1086,6 +1552,10 @@ d = {
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook.check": ("80_jobs/notebook.html#check", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook.completed": (
+                "80_jobs/notebook.html#completed",
+                "workbench/jobs/notebook.py",
+            ),
             "workbench.jobs.notebook.find_notebook": (
                 "80_jobs/notebook.html#find_notebook",
                 "workbench/jobs/notebook.py",
@@ -1116,9 +1586,90 @@ d = {
             ),
             "workbench.jobs.outcome.result": ("80_jobs/outcome.html#result", "workbench/jobs/outcome.py"),
         },
+        "workbench.jobs.pipeline": {
+            "workbench.jobs.pipeline.Flow": ("80_jobs/pipeline.html#flow", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline.Flow.__str__": (
+                "80_jobs/pipeline.html#flow.__str__",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.Flow._repr_html_": (
+                "80_jobs/pipeline.html#flow._repr_html_",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.Flow.passed": (
+                "80_jobs/pipeline.html#flow.passed",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.Flow.to_json": (
+                "80_jobs/pipeline.html#flow.to_json",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.Outcome": (
+                "80_jobs/pipeline.html#outcome",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.Step": ("80_jobs/pipeline.html#step", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline._Children": (
+                "80_jobs/pipeline.html#_children",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._Children.__init__": (
+                "80_jobs/pipeline.html#_children.__init__",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._Children.end": (
+                "80_jobs/pipeline.html#_children.end",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._Children.start": (
+                "80_jobs/pipeline.html#_children.start",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._block": ("80_jobs/pipeline.html#_block", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline._checked": (
+                "80_jobs/pipeline.html#_checked",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._die_with_parent": (
+                "80_jobs/pipeline.html#_die_with_parent",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._drawing": (
+                "80_jobs/pipeline.html#_drawing",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._earlier": (
+                "80_jobs/pipeline.html#_earlier",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._follow": (
+                "80_jobs/pipeline.html#_follow",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._line": ("80_jobs/pipeline.html#_line", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline._package_hash": (
+                "80_jobs/pipeline.html#_package_hash",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline._ready": ("80_jobs/pipeline.html#_ready", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline._run_step": (
+                "80_jobs/pipeline.html#_run_step",
+                "workbench/jobs/pipeline.py",
+            ),
+            "workbench.jobs.pipeline.digest": ("80_jobs/pipeline.html#digest", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline.key": ("80_jobs/pipeline.html#key", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline.levels": ("80_jobs/pipeline.html#levels", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline.needs": ("80_jobs/pipeline.html#needs", "workbench/jobs/pipeline.py"),
+            "workbench.jobs.pipeline.run_pipeline": (
+                "80_jobs/pipeline.html#run_pipeline",
+                "workbench/jobs/pipeline.py",
+            ),
+        },
         "workbench.jobs.report": {
             "workbench.jobs.report._allowed": ("80_jobs/report.html#_allowed", "workbench/jobs/report.py"),
             "workbench.jobs.report._cut": ("80_jobs/report.html#_cut", "workbench/jobs/report.py"),
+            "workbench.jobs.report._exporter": ("80_jobs/report.html#_exporter", "workbench/jobs/report.py"),
+            "workbench.jobs.report._measured": ("80_jobs/report.html#_measured", "workbench/jobs/report.py"),
             "workbench.jobs.report._short": ("80_jobs/report.html#_short", "workbench/jobs/report.py"),
             "workbench.jobs.report._slim": ("80_jobs/report.html#_slim", "workbench/jobs/report.py"),
             "workbench.jobs.report.clean": ("80_jobs/report.html#clean", "workbench/jobs/report.py"),
@@ -1128,11 +1679,30 @@ d = {
             ),
         },
         "workbench.jobs.runner": {
+            "workbench.jobs.runner._Ending": ("80_jobs/runner.html#_ending", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._Ending.status": (
+                "80_jobs/runner.html#_ending.status",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._Limits": ("80_jobs/runner.html#_limits", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._Limits.check": (
+                "80_jobs/runner.html#_limits.check",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._Limits.passed": (
+                "80_jobs/runner.html#_limits.passed",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._ending": ("80_jobs/runner.html#_ending", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._environment": (
                 "80_jobs/runner.html#_environment",
                 "workbench/jobs/runner.py",
             ),
             "workbench.jobs.runner._execute": ("80_jobs/runner.html#_execute", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._expected_s": (
+                "80_jobs/runner.html#_expected_s",
+                "workbench/jobs/runner.py",
+            ),
             "workbench.jobs.runner._failed_cell": (
                 "80_jobs/runner.html#_failed_cell",
                 "workbench/jobs/runner.py",
@@ -1144,13 +1714,375 @@ d = {
             "workbench.jobs.runner._follow": ("80_jobs/runner.html#_follow", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._keep": ("80_jobs/runner.html#_keep", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._prepare": ("80_jobs/runner.html#_prepare", "workbench/jobs/runner.py"),
-            "workbench.jobs.runner._reason": ("80_jobs/runner.html#_reason", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._raised": ("80_jobs/runner.html#_raised", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._store_said": (
                 "80_jobs/runner.html#_store_said",
                 "workbench/jobs/runner.py",
             ),
+            "workbench.jobs.runner._thread_errors": (
+                "80_jobs/runner.html#_thread_errors",
+                "workbench/jobs/runner.py",
+            ),
+            "workbench.jobs.runner._warm": ("80_jobs/runner.html#_warm", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._where": ("80_jobs/runner.html#_where", "workbench/jobs/runner.py"),
             "workbench.jobs.runner.run": ("80_jobs/runner.html#run", "workbench/jobs/runner.py"),
+        },
+        "workbench.jobs.schedule": {
+            "workbench.jobs.schedule.Decision": (
+                "80_jobs/schedule.html#decision",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule._fresh": ("80_jobs/schedule.html#_fresh", "workbench/jobs/schedule.py"),
+            "workbench.jobs.schedule._late": ("80_jobs/schedule.html#_late", "workbench/jobs/schedule.py"),
+            "workbench.jobs.schedule._moments": (
+                "80_jobs/schedule.html#_moments",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule.decide": ("80_jobs/schedule.html#decide", "workbench/jobs/schedule.py"),
+            "workbench.jobs.schedule.due_times": (
+                "80_jobs/schedule.html#due_times",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule.next_due": (
+                "80_jobs/schedule.html#next_due",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule.retry_wait_s": (
+                "80_jobs/schedule.html#retry_wait_s",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule.slow_after_s": (
+                "80_jobs/schedule.html#slow_after_s",
+                "workbench/jobs/schedule.py",
+            ),
+            "workbench.jobs.schedule.spoken": ("80_jobs/schedule.html#spoken", "workbench/jobs/schedule.py"),
+        },
+        "workbench.jobs.scheduler": {
+            "workbench.jobs.scheduler.Scheduler": (
+                "80_jobs/scheduler.html#scheduler",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler.__init__": (
+                "80_jobs/scheduler.html#scheduler.__init__",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._begin_term": (
+                "80_jobs/scheduler.html#scheduler._begin_term",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._cancel": (
+                "80_jobs/scheduler.html#scheduler._cancel",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._claim": (
+                "80_jobs/scheduler.html#scheduler._claim",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._claim_data": (
+                "80_jobs/scheduler.html#scheduler._claim_data",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._deliver": (
+                "80_jobs/scheduler.html#scheduler._deliver",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._drop_removed": (
+                "80_jobs/scheduler.html#scheduler._drop_removed",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._end": (
+                "80_jobs/scheduler.html#scheduler._end",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._is_due": (
+                "80_jobs/scheduler.html#scheduler._is_due",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._kill": (
+                "80_jobs/scheduler.html#scheduler._kill",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._launch": (
+                "80_jobs/scheduler.html#scheduler._launch",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._log_path": (
+                "80_jobs/scheduler.html#scheduler._log_path",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._log_tail": (
+                "80_jobs/scheduler.html#scheduler._log_tail",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._lost": (
+                "80_jobs/scheduler.html#scheduler._lost",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._reload": (
+                "80_jobs/scheduler.html#scheduler._reload",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._send": (
+                "80_jobs/scheduler.html#scheduler._send",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._slow": (
+                "80_jobs/scheduler.html#scheduler._slow",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._stamp": (
+                "80_jobs/scheduler.html#scheduler._stamp",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._start": (
+                "80_jobs/scheduler.html#scheduler._start",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._turns": (
+                "80_jobs/scheduler.html#scheduler._turns",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._wait_s": (
+                "80_jobs/scheduler.html#scheduler._wait_s",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._watch": (
+                "80_jobs/scheduler.html#scheduler._watch",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._watch_launch": (
+                "80_jobs/scheduler.html#scheduler._watch_launch",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._watch_run": (
+                "80_jobs/scheduler.html#scheduler._watch_run",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler.run": (
+                "80_jobs/scheduler.html#scheduler.run",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler.step": (
+                "80_jobs/scheduler.html#scheduler.step",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler._busy": ("80_jobs/scheduler.html#_busy", "workbench/jobs/scheduler.py"),
+            "workbench.jobs.scheduler._overtake": (
+                "80_jobs/scheduler.html#_overtake",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler._summary": (
+                "80_jobs/scheduler.html#_summary",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.settle": (
+                "80_jobs/scheduler.html#settle",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.settle_data": (
+                "80_jobs/scheduler.html#settle_data",
+                "workbench/jobs/scheduler.py",
+            ),
+        },
+        "workbench.jobs.secret": {
+            "workbench.jobs.secret.Secret": ("80_jobs/secret.html#secret", "workbench/jobs/secret.py"),
+            "workbench.jobs.secret.Secret.__eq__": (
+                "80_jobs/secret.html#secret.__eq__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.__get_pydantic_core_schema__": (
+                "80_jobs/secret.html#secret.__get_pydantic_core_schema__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.__hash__": (
+                "80_jobs/secret.html#secret.__hash__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.__init__": (
+                "80_jobs/secret.html#secret.__init__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.__reduce__": (
+                "80_jobs/secret.html#secret.__reduce__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.__repr__": (
+                "80_jobs/secret.html#secret.__repr__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.reveal": (
+                "80_jobs/secret.html#secret.reveal",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.Secret.unresolved": (
+                "80_jobs/secret.html#secret.unresolved",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Guard": ("80_jobs/secret.html#_guard", "workbench/jobs/secret.py"),
+            "workbench.jobs.secret._Guard.__init__": (
+                "80_jobs/secret.html#_guard.__init__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Guard._release": (
+                "80_jobs/secret.html#_guard._release",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Guard._stream": (
+                "80_jobs/secret.html#_guard._stream",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Guard.send": (
+                "80_jobs/secret.html#_guard.send",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Redacting": (
+                "80_jobs/secret.html#_redacting",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Redacting.__init__": (
+                "80_jobs/secret.html#_redacting.__init__",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._Redacting.format": (
+                "80_jobs/secret.html#_redacting.format",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._guard_kernel": (
+                "80_jobs/secret.html#_guard_kernel",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret._request": ("80_jobs/secret.html#_request", "workbench/jobs/secret.py"),
+            "workbench.jobs.secret._resolve": ("80_jobs/secret.html#_resolve", "workbench/jobs/secret.py"),
+            "workbench.jobs.secret.is_reference": (
+                "80_jobs/secret.html#is_reference",
+                "workbench/jobs/secret.py",
+            ),
+            "workbench.jobs.secret.present": ("80_jobs/secret.html#present", "workbench/jobs/secret.py"),
+        },
+        "workbench.jobs.waiting": {
+            "workbench.jobs.waiting.Keeper": ("80_jobs/waiting.html#keeper", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.Keeper.__init__": (
+                "80_jobs/waiting.html#keeper.__init__",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.Keeper._given": (
+                "80_jobs/waiting.html#keeper._given",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.Keeper._hear": (
+                "80_jobs/waiting.html#keeper._hear",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.Keeper._obey": (
+                "80_jobs/waiting.html#keeper._obey",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.Keeper._ready": (
+                "80_jobs/waiting.html#keeper._ready",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.Keeper.keep": (
+                "80_jobs/waiting.html#keeper.keep",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting._connection_info": (
+                "80_jobs/waiting.html#_connection_info",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting._environment": (
+                "80_jobs/waiting.html#_environment",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting._heed": ("80_jobs/waiting.html#_heed", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting._kernel": ("80_jobs/waiting.html#_kernel", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting._outcome": ("80_jobs/waiting.html#_outcome", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting._reseed": ("80_jobs/waiting.html#_reseed", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting._short_folder": (
+                "80_jobs/waiting.html#_short_folder",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting._standard_streams": (
+                "80_jobs/waiting.html#_standard_streams",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting._take_over": (
+                "80_jobs/waiting.html#_take_over",
+                "workbench/jobs/waiting.py",
+            ),
+            "workbench.jobs.waiting.ends": ("80_jobs/waiting.html#ends", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.front": ("80_jobs/waiting.html#front", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.load": ("80_jobs/waiting.html#load", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.receive": ("80_jobs/waiting.html#receive", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.send": ("80_jobs/waiting.html#send", "workbench/jobs/waiting.py"),
+            "workbench.jobs.waiting.tell": ("80_jobs/waiting.html#tell", "workbench/jobs/waiting.py"),
+        },
+        "workbench.jobs.zygote": {
+            "workbench.jobs.zygote.Zygote": ("80_jobs/zygote.html#zygote", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.Zygote.__init__": (
+                "80_jobs/zygote.html#zygote.__init__",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote._become": (
+                "80_jobs/zygote.html#zygote._become",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote._hand_over": (
+                "80_jobs/zygote.html#zygote._hand_over",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote._of_package": (
+                "80_jobs/zygote.html#zygote._of_package",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote._say": (
+                "80_jobs/zygote.html#zygote._say",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote.serve": (
+                "80_jobs/zygote.html#zygote.serve",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Pool": ("80_jobs/zygote.html#_pool", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote._Pool.__init__": (
+                "80_jobs/zygote.html#_pool.__init__",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Pool.fork": (
+                "80_jobs/zygote.html#_pool.fork",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Pool.give": (
+                "80_jobs/zygote.html#_pool.give",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Pool.hear": (
+                "80_jobs/zygote.html#_pool.hear",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Recorded": ("80_jobs/zygote.html#_recorded", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote._Recorded.__getitem__": (
+                "80_jobs/zygote.html#_recorded.__getitem__",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._Recorded.__iter__": (
+                "80_jobs/zygote.html#_recorded.__iter__",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._listen": ("80_jobs/zygote.html#_listen", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote._memory_limits": (
+                "80_jobs/zygote.html#_memory_limits",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote._preload": ("80_jobs/zygote.html#_preload", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote._recorded": ("80_jobs/zygote.html#_recorded", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.digest": ("80_jobs/zygote.html#digest", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.main": ("80_jobs/zygote.html#main", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.place": ("80_jobs/zygote.html#place", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.stamp": ("80_jobs/zygote.html#stamp", "workbench/jobs/zygote.py"),
+            "workbench.jobs.zygote.started_ticks": (
+                "80_jobs/zygote.html#started_ticks",
+                "workbench/jobs/zygote.py",
+            ),
         },
         "workbench.lab.panels": {
             "workbench.lab.panels.DirectComm": ("90_lab/panels.html#directcomm", "workbench/lab/panels.py"),
@@ -1207,6 +2139,10 @@ d = {
                 "30_models/bundle.html#bundle.__str__",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle._built": (
+                "30_models/bundle.html#bundle._built",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.Bundle._repr_html_": (
                 "30_models/bundle.html#bundle._repr_html_",
                 "workbench/models/bundle.py",
@@ -1258,13 +2194,18 @@ d = {
                 "workbench/models/bundle.py",
             ),
             "workbench.models.bundle._parse": ("30_models/bundle.html#_parse", "workbench/models/bundle.py"),
-            "workbench.models.bundle._plain": ("30_models/bundle.html#_plain", "workbench/models/bundle.py"),
+            "workbench.models.bundle._probes_fit": (
+                "30_models/bundle.html#_probes_fit",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle._read": ("30_models/bundle.html#_read", "workbench/models/bundle.py"),
             "workbench.models.bundle._refuse_constant": (
                 "30_models/bundle.html#_refuse_constant",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle._seal": ("30_models/bundle.html#_seal", "workbench/models/bundle.py"),
             "workbench.models.bundle.load": ("30_models/bundle.html#load", "workbench/models/bundle.py"),
+            "workbench.models.bundle.plain": ("30_models/bundle.html#plain", "workbench/models/bundle.py"),
             "workbench.models.bundle.save": ("30_models/bundle.html#save", "workbench/models/bundle.py"),
         },
         "workbench.models.linear": {
@@ -1346,10 +2287,6 @@ d = {
                 "30_models/predictor.html#_moved_by_place",
                 "workbench/models/predictor.py",
             ),
-            "workbench.models.predictor._source_of": (
-                "30_models/predictor.html#_source_of",
-                "workbench/models/predictor.py",
-            ),
             "workbench.models.predictor.build": (
                 "30_models/predictor.html#build",
                 "workbench/models/predictor.py",
@@ -1358,9 +2295,39 @@ d = {
                 "30_models/predictor.html#check_object",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.source_of": (
+                "30_models/predictor.html#source_of",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.torch_score": (
                 "30_models/predictor.html#torch_score",
                 "workbench/models/predictor.py",
+            ),
+        },
+        "workbench.models.probe": {
+            "workbench.models.probe._answered": (
+                "30_models/probe.html#_answered",
+                "workbench/models/probe.py",
+            ),
+            "workbench.models.probe._candidates": (
+                "30_models/probe.html#_candidates",
+                "workbench/models/probe.py",
+            ),
+            "workbench.models.probe._column": ("30_models/probe.html#_column", "workbench/models/probe.py"),
+            "workbench.models.probe._difference": (
+                "30_models/probe.html#_difference",
+                "workbench/models/probe.py",
+            ),
+            "workbench.models.probe._numbers": ("30_models/probe.html#_numbers", "workbench/models/probe.py"),
+            "workbench.models.probe._rows": ("30_models/probe.html#_rows", "workbench/models/probe.py"),
+            "workbench.models.probe._sources": ("30_models/probe.html#_sources", "workbench/models/probe.py"),
+            "workbench.models.probe.compare_probes": (
+                "30_models/probe.html#compare_probes",
+                "workbench/models/probe.py",
+            ),
+            "workbench.models.probe.make_probes": (
+                "30_models/probe.html#make_probes",
+                "workbench/models/probe.py",
             ),
         },
         "workbench.models.shelf": {
@@ -1436,11 +2403,20 @@ d = {
             "workbench.models.shelf._change": ("30_models/shelf.html#_change", "workbench/models/shelf.py"),
             "workbench.models.shelf._missing": ("30_models/shelf.html#_missing", "workbench/models/shelf.py"),
             "workbench.models.shelf._point": ("30_models/shelf.html#_point", "workbench/models/shelf.py"),
+            "workbench.models.shelf._set_aliases": (
+                "30_models/shelf.html#_set_aliases",
+                "workbench/models/shelf.py",
+            ),
             "workbench.models.shelf._trail": ("30_models/shelf.html#_trail", "workbench/models/shelf.py"),
+            "workbench.models.shelf.as_bundle": (
+                "30_models/shelf.html#as_bundle",
+                "workbench/models/shelf.py",
+            ),
             "workbench.models.shelf.check_name": (
                 "30_models/shelf.html#check_name",
                 "workbench/models/shelf.py",
             ),
+            "workbench.models.shelf.expect": ("30_models/shelf.html#expect", "workbench/models/shelf.py"),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
         },
         "workbench.release.evidence": {
@@ -1464,12 +2440,16 @@ d = {
                 "60_release/evidence.html#_ask",
                 "workbench/release/evidence.py",
             ),
-            "workbench.release.evidence._finite": (
-                "60_release/evidence.html#_finite",
+            "workbench.release.evidence._check_given": (
+                "60_release/evidence.html#_check_given",
                 "workbench/release/evidence.py",
             ),
             "workbench.release.evidence._groups": (
                 "60_release/evidence.html#_groups",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._labels": (
+                "60_release/evidence.html#_labels",
                 "workbench/release/evidence.py",
             ),
             "workbench.release.evidence._log": (
@@ -1677,7 +2657,9 @@ d = {
                 "50_serve/batch.html#scores._repr_html_",
                 "workbench/serve/batch.py",
             ),
+            "workbench.serve.batch._columns": ("50_serve/batch.html#_columns", "workbench/serve/batch.py"),
             "workbench.serve.batch._score": ("50_serve/batch.html#_score", "workbench/serve/batch.py"),
+            "workbench.serve.batch._target": ("50_serve/batch.html#_target", "workbench/serve/batch.py"),
             "workbench.serve.batch.predict": ("50_serve/batch.html#predict", "workbench/serve/batch.py"),
         },
         "workbench.serve.body": {
@@ -1965,6 +2947,7 @@ d = {
         "workbench.train.fit": {
             "workbench.train.fit._first": ("40_train/fit.html#_first", "workbench/train/fit.py"),
             "workbench.train.fit._result": ("40_train/fit.html#_result", "workbench/train/fit.py"),
+            "workbench.train.fit._shares": ("40_train/fit.html#_shares", "workbench/train/fit.py"),
             "workbench.train.fit._threads": ("40_train/fit.html#_threads", "workbench/train/fit.py"),
             "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
@@ -2038,6 +3021,7 @@ d = {
         "workbench.train.rows": {
             "workbench.train.rows.Rows": ("40_train/rows.html#rows", "workbench/train/rows.py"),
             "workbench.train.rows._encoded": ("40_train/rows.html#_encoded", "workbench/train/rows.py"),
+            "workbench.train.rows.asked": ("40_train/rows.html#asked", "workbench/train/rows.py"),
             "workbench.train.rows.encoded": ("40_train/rows.html#encoded", "workbench/train/rows.py"),
         },
         "workbench.train.scale": {
