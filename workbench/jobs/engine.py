@@ -205,6 +205,7 @@ class RunningKernel(Protocol):
 
     pid: int
     info: dict[str, Any]  # its connection info
+    file: str  # where its connection info is written, in a private folder that goes when it does
 
     def poll(self) -> int | None:
         "How it ended, minus the signal that killed it; None while it runs."
@@ -310,8 +311,11 @@ class QuickManager(AsyncKernelManager):
 
 # %% ../../notebooks/80_jobs/16_engine.ipynb #private-folder
 @contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    "A 0700 folder for the kernel's sockets; their paths may not be longer than 107 bytes."
+def _private_folder(warm: RunningKernel | None) -> Iterator[Path]:
+    "A 0700 folder for the kernel's sockets, whose paths may not be longer than 107 bytes; a warm one has it already."
+    if warm:
+        yield Path(warm.file).parent  # its keeper removes it, whoever is killed
+        return
     short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
     folder = Path(tempfile.mkdtemp(prefix="workbench-kernel-", dir=short))
     try:
@@ -345,7 +349,7 @@ class Execution:
     def _work(self) -> None:
         loop = self._executed.loop = ensure_event_loop()  # the one that nbclient will use in this thread
         try:
-            with _private_folder() as folder:
+            with _private_folder(self.warm) as folder:
                 self._execute(folder)
         except BaseException as error:  # handed to the caller, in its own thread
             self.error = error
@@ -363,7 +367,7 @@ class Execution:
             kernel_spec_manager=_ThisPython(),
             transport="ipc",
             ip=str(folder / "socket"),
-            connection_file=str(folder / "kernel.json"),
+            connection_file=str(folder / ("client.json" if self.warm else "kernel.json")),
         )
         if self.warm:
             given = Given(kernel_id=uuid.uuid4().hex, kernel_spec=manager.kernel_spec, parent=manager)

@@ -43,12 +43,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import BadInput, Unavailable
+from ..base.errors import BadInput, Unavailable, WorkbenchError
 from .waiting import send
 from .zygote import READ_IN_C, digest, place, started_ticks
 
 ROLES = ("kernels", "runs")
 _WAIT_S = 60.0
+_LONGEST = 80  # characters of the folder; a socket's whole path may have 107
 # Read while importing, and no result depends on it.
 _HARMLESS = frozenset(
     (
@@ -76,11 +77,15 @@ def folder() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     key = hashlib.sha256(f"{sys.prefix}\n{sys.version}".encode()).hexdigest()[:12]
     path = (
-        Path(told) if told else Path(base if len(base) < 60 else "/tmp") / f"workbench-{os.geteuid()}-{key}"
+        Path(told) if told else Path(base if len(base) < 50 else "/tmp") / f"workbench-{os.geteuid()}-{key}"
     )
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
     found = path.lstat()
+    if len(str(path)) > _LONGEST:
+        raise BadInput(
+            f"{path} is too long for sockets in it ({len(str(path))} characters)", f"at most {_LONGEST}"
+        )
     if found.st_uid != os.geteuid() or found.st_mode & 0o077 or not path.is_dir() or path.is_symlink():
         raise Unavailable(f"{path} is not a private folder of this user", f"remove it, or chmod 700 {path}")
     return path
@@ -91,7 +96,7 @@ def _state(role: str) -> dict[str, Any] | None:
     try:
         state = json.loads((folder() / f"{role}.json").read_text())
         return state if started_ticks(state["pid"]) == state["ticks"] else None
-    except (OSError, ValueError, Unavailable):
+    except (OSError, ValueError, WorkbenchError):
         return None
 
 
@@ -359,10 +364,12 @@ def private_mb(pid: int) -> float | None:
 def stop() -> Status:
     "End the zygotes and what waits in them; jobs at work go on. Returns what there was."
     found = status()
-    for zygote in found.zygotes:
+    states = [state for role in ROLES if (state := _state(role))]
+    pids = [pid for state in states for pid in (state["pid"], *state["waiting"])]
+    for state in states:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(zygote.pid, signal.SIGTERM)
+            os.kill(state["pid"], signal.SIGTERM)
     until = time.monotonic() + 10
-    while any(started_ticks(zygote.pid) is not None for zygote in found.zygotes) and time.monotonic() < until:
+    while any(started_ticks(pid) is not None for pid in pids) and time.monotonic() < until:
         time.sleep(0.01)
     return found

@@ -23,7 +23,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -145,7 +144,7 @@ def _connection_info(folder: Path) -> dict[str, Any]:
 class Keeper:
     "The process between a zygote and one kernel; afterwards between the kernel and its owner."
 
-    def __init__(self, gate: socket.socket, set_by_import: dict[str, str]) -> None:
+    def __init__(self, gate: socket.socket, set_by_import: dict[str, str], folder: Path) -> None:
         os.setsid()
         _adopt()
         self.gate: socket.socket | None = gate
@@ -156,7 +155,8 @@ class Keeper:
         signal.set_wakeup_fd(wake.fileno())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        self.folder = Path(tempfile.mkdtemp(prefix="workbench-kernel-", dir=_short_folder()))
+        self.folder = folder / f"kernel-{os.getpid()}"
+        self.folder.mkdir(mode=0o700)
         self.info = _connection_info(self.folder)
         self.pipe: socket.socket | None
         self.pipe, inner = socket.socketpair()
@@ -227,11 +227,6 @@ class Keeper:
                 with contextlib.suppress(OSError):
                     os.killpg(0, number) if number == signal.SIGINT else os.kill(self.kernel, number)
         return -signal.SIGTERM if not numbers or signal.SIGTERM in numbers else None
-
-
-def _short_folder() -> str:
-    "Where socket paths stay under 107 bytes."
-    return tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
 
 
 def ends(work: Callable[[], Any]) -> NoReturn:

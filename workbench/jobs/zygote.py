@@ -30,6 +30,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -229,6 +230,7 @@ class Zygote:
             load(prepare)()
         gc.collect()
         gc.freeze()
+        self._tidy()
         self.listener = _listen(folder / f"{role}.sock")
         self.woken, wake = socket.socketpair()
         wake.setblocking(False)
@@ -244,7 +246,7 @@ class Zygote:
 
     def _become(self, gate: socket.socket) -> Any:
         if self.role == "kernels":
-            Keeper(gate, self.facts["set"]).keep()
+            Keeper(gate, self.facts["set"], self.folder).keep()
         return front(gate, self.target, self.facts["set"])
 
     def serve(self) -> bool:
@@ -264,7 +266,14 @@ class Zygote:
                     return False
                 else:
                     _reap(0)
+                    self._tidy()
         return True
+
+    def _tidy(self) -> None:
+        "Remove what keepers that were killed have left."
+        for left in self.folder.glob("kernel-*"):
+            if started_ticks(int(left.name.rpartition("-")[2])) is None:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _hand_over(self) -> None:
         connection, _ = self.listener.accept()
