@@ -1997,10 +1997,6 @@ d = {
             "workbench.jobs.waiting._kernel": ("80_jobs/waiting.html#_kernel", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting._outcome": ("80_jobs/waiting.html#_outcome", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting._reseed": ("80_jobs/waiting.html#_reseed", "workbench/jobs/waiting.py"),
-            "workbench.jobs.waiting._short_folder": (
-                "80_jobs/waiting.html#_short_folder",
-                "workbench/jobs/waiting.py",
-            ),
             "workbench.jobs.waiting._standard_streams": (
                 "80_jobs/waiting.html#_standard_streams",
                 "workbench/jobs/waiting.py",
@@ -2036,6 +2032,10 @@ d = {
             ),
             "workbench.jobs.zygote.Zygote._say": (
                 "80_jobs/zygote.html#zygote._say",
+                "workbench/jobs/zygote.py",
+            ),
+            "workbench.jobs.zygote.Zygote._tidy": (
+                "80_jobs/zygote.html#zygote._tidy",
                 "workbench/jobs/zygote.py",
             ),
             "workbench.jobs.zygote.Zygote.serve": (
