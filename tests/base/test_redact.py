@@ -53,6 +53,7 @@ def test_base64_of_a_longer_text_holds_nothing_of_it(before: int) -> None:
     assert kept[1] and len(kept[0]) + len(kept[2]) < len("Authorization: Basic ") + 18
 
 
+@pytest.mark.slow
 def test_any_split_of_any_secret_is_caught_by_waiting_for_what_is_held() -> None:
     chance = random.Random(5)
     for _ in range(200):

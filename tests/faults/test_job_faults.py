@@ -112,6 +112,7 @@ def test_an_end_has_its_state_its_cause_and_its_exit_code(write, ledger: Ledger,
     assert status in (job.folder / "report.html").read_text() and path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_in_a_shell_each_end_is_an_exit_code(write, project: Path) -> None:
     shell = "from workbench.cli.cli import main; main()"
     for source, extra, code in (

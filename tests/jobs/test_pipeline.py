@@ -98,6 +98,7 @@ def test_new_code_or_force_runs_everything(project: Path, steps: list[Step], led
     assert set(statuses(run_pipeline("p", steps, force=True, ledger=ledger)).values()) == {"succeeded"}
 
 
+@pytest.mark.slow
 def test_a_failure_blocks_what_needs_it_and_is_mended(
     project: Path, steps: list[Step], ledger: Ledger
 ) -> None:

@@ -74,6 +74,7 @@ def test_children_that_a_cell_leaves_end_with_the_job(write, project: Path) -> N
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_executed_notebook_is_absent_or_valid(write, project: Path) -> None:
     body = ["print('x' * 3_000_000)\nimport time; time.sleep(0.3)"] * 8
     write("n = 0", *body)

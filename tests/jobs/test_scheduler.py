@@ -152,6 +152,7 @@ def _never_two(text: str) -> dict[str, int]:
     return dict(begun)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period_s", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_runs_longer_than_their_period_are_never_two_at_once(
     make: Make, ledger: Ledger, period_s: int
@@ -358,6 +359,7 @@ def test_missed_and_slow_are_told_and_what_cannot_be_told_is_shown(
     assert "undelivered alert, a slow: env:TEAM_CHAT did not take it" in control.status(ledger).problems
 
 
+@pytest.mark.slow
 def test_the_verbs_start_backfill_run_and_stop(project: Path, ledger: Ledger, write) -> None:
     write("from datetime import date\nday: date = date(2013, 1, 1)", "print(day)", name="a.ipynb")
     Path("jobs.toml").write_text(toml(cron="0 7 * * *", params='{day = "{date}"}'))

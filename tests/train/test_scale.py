@@ -234,7 +234,11 @@ t.scale_loop(user_net.Net(8), t.made(), t.LoopConfig(epochs=10**6, batch_size=64
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("line", "wait_s", "by"),
-    [("starting", 4, signal.SIGINT), ("epoch", 0, signal.SIGINT), ("starting", 8, signal.SIGKILL)],
+    [
+        ("starting", 4, signal.SIGINT),
+        pytest.param("epoch", 0, signal.SIGINT, marks=pytest.mark.slow),
+        ("starting", 8, signal.SIGKILL),
+    ],
 )
 def test_the_end_of_the_driver_ends_every_process(
     net: Any, project: Path, tmp_path: Path, line: str, wait_s: float, by: signal.Signals
