@@ -24,6 +24,9 @@ from workbench.jobs.runner import run
 Write = Callable[..., Path]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def write(project: Path) -> Write:
     "write(source, ..., folder=): a job of these cells; the first has the parameters tag."
