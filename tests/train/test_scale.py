@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from workbench.base.errors import BadInput, Stopped, WorkbenchError
 from workbench.train.loop import Arrays, LoopConfig, deterministic, train_loop
 from workbench.train.result import model_path
-from workbench.train.scale import Relay, Tail, end, scale_loop, secure_token, session, started_in
+from workbench.train.scale import Relay, Tail, scale_loop, session
 
 NET = """
 import os
@@ -71,7 +70,7 @@ def ray_processes() -> list[str]:
         try:
             command = " ".join(process.cmdline())
             if process.status() != psutil.STATUS_ZOMBIE and (
-                "/tmp/wb-" in command or command.startswith("ray::")
+                "/tmp/wb-ray-" in command or command.startswith("ray::")
             ):
                 names.append(command[:150])
         except psutil.Error:
@@ -80,43 +79,7 @@ def ray_processes() -> list[str]:
 
 
 def left_behind(before: set[str]) -> list[str]:
-    return ray_processes() + sorted(set(map(str, Path("/tmp").glob("wb-*"))) - before)
-
-
-def test_the_token_is_ours_alone_and_stays(tmp_path: Path) -> None:
-    folder = tmp_path / "ray"
-    folder.mkdir(mode=0o755)
-    (folder / "auth_token").write_text("a" * 64)
-    (folder / "auth_token").chmod(0o644)
-    path = secure_token(folder)
-    assert path.read_text() == "a" * 64
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert [p.name for p in folder.iterdir()] == ["auth_token"]
-
-
-def test_fits_that_start_together_share_one_token(tmp_path: Path) -> None:
-    seen: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: seen.append(secure_token(tmp_path / "r").read_text()))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 8 and len(set(seen)) == 1 and len(seen[0]) == 64
-
-
-def test_a_family_is_found_through_its_children_and_ended(tmp_path: Path) -> None:
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)']) # {tmp_path}/"
-    with subprocess.Popen([sys.executable, "-c", code]) as child, subprocess.Popen(["sleep", "60"]) as other:
-        while len(family := started_in(tmp_path)) < 2:
-            time.sleep(0.02)
-        assert child.pid in family and other.pid not in family
-        assert end(family) == 2 and not started_in(tmp_path)
-        assert end({child.pid: "another start time"}) == 0
-        assert other.poll() is None
-        other.kill()
+    return ray_processes() + sorted(set(map(str, Path("/tmp").glob("wb-ray-*"))) - before)
 
 
 def test_a_relay_passes_rows_and_epochs_in_order_and_stops(tmp_path: Path) -> None:
@@ -157,7 +120,7 @@ def test_more_workers_than_rows_is_refused_before_anything_starts(net: Any, tmp_
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_two_workers_give_what_one_process_gives_and_leave_nothing(net: Any, tmp_path: Path) -> None:
-    before = set(map(str, Path("/tmp").glob("wb-*")))
+    before = set(map(str, Path("/tmp").glob("wb-ray-*")))
     config = LoopConfig(epochs=40, batch_size=64, lr=0.01)
     data, model, alone = made(), net(), net()
     rows: list[int] = []
@@ -188,7 +151,7 @@ def test_two_workers_give_what_one_process_gives_and_leave_nothing(net: Any, tmp
 def test_trouble_in_a_worker_is_told_and_a_ray_that_was_there_stays(net: Any, tmp_path: Path) -> None:
     import ray
 
-    before = set(map(str, Path("/tmp").glob("wb-*")))
+    before = set(map(str, Path("/tmp").glob("wb-ray-*")))
     with session(2) as ours:
         assert ours
         for trouble, words in {
@@ -243,7 +206,7 @@ t.scale_loop(user_net.Net(8), t.made(), t.LoopConfig(epochs=10**6, batch_size=64
 def test_the_end_of_the_driver_ends_every_process(
     net: Any, project: Path, tmp_path: Path, line: str, wait_s: float, by: signal.Signals
 ) -> None:
-    before = set(map(str, Path("/tmp").glob("wb-*")))
+    before = set(map(str, Path("/tmp").glob("wb-ray-*")))
     code = DRIVER.format(tests=str(Path(__file__).parent), project=str(project), folder=str(tmp_path / "w"))
     with (
         (tmp_path / "err").open("w") as err,
