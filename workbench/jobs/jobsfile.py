@@ -72,6 +72,9 @@ class Job(BaseModel):
     params: dict[str, Any] = Field(
         {}, description=f"values for the notebook's parameters; text may hold {_MARKS}"
     )
+    on: Literal["here", "ray"] = Field(
+        "here", description="here, or ray: the cluster of ray_address in settings.ini"
+    )
     retries: int = Field(0, ge=0, le=100, description="whole number, 0 to 100")
     backoff_s: float = Field(
         30.0, ge=0, le=86_400, description="seconds before the first retry; doubled each time"
