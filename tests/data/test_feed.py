@@ -17,7 +17,8 @@ from workbench.base.progress import Tracker
 from workbench.base.records import Ledger, find, runs, start
 from workbench.data.contract import Column, Contract, Rule
 from workbench.data.feed import Feed
-from workbench.data.source import BATCH_ROWS, write_parquet
+from workbench.data.parquet import write_parquet
+from workbench.data.part import BATCH_ROWS
 
 CONTRACT = Contract(
     "flights",
@@ -268,8 +269,9 @@ def test_the_second_file_is_looked_at_too(path: Path) -> None:
         Feed("data/*.parquet", CONTRACT, where="extra = '1'")
 
 
-@pytest.mark.parametrize("source", ["data/none*.parquet", "nothing.csv", "data", []])
+@pytest.mark.parametrize("source", ["data/none*.parquet", "nothing.csv", "empty", []])
 def test_a_source_that_is_not_there(path: Path, source: Any) -> None:
+    Path("empty").mkdir()
     with pytest.raises(BadFeed):
         Feed(source, CONTRACT)
 

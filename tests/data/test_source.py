@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from workbench.base.errors import BadFeed
+from workbench.data.cast import typed
 from workbench.data.contract import Column, Contract
-from workbench.data.source import BATCH_ROWS, CsvSource, ParquetSource, open_source, typed, write_parquet
+from workbench.data.csv import CsvSource
+from workbench.data.parquet import ParquetSource, write_parquet
+from workbench.data.part import BATCH_ROWS
+from workbench.data.source import open_source
 
 FRAME = pl.DataFrame(
     {"n": range(500), "x": [i / 7 for i in range(500)], "s": [f"row {i}" for i in range(500)]}
@@ -26,7 +30,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a" / "x.parquet", FRAME)
     assert read(path).equals(FRAME)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [p.name for p in path.parent.iterdir()] == ["x.parquet"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["x.parquet", "x.parquet.manifest.json"]
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -85,7 +89,7 @@ def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
         (b"a,b\n1,\x002\n", "line 2: it holds a NUL byte"),
         (b"a,b\n1,2\r3,4\n", "line 2: "),
         (b"\x89PNG\r\n\x1a\n\x00", "line 1: byte 0x89"),
-        (b"PAR1" + bytes(64), "NUL byte"),
+        (b"PAR1" + bytes(64), "is damaged or no Parquet"),  # the content says what it is
     ],
 )
 def test_a_csv_that_is_broken_names_its_line(tmp_path: Path, text: bytes, says: str) -> None:
@@ -120,7 +124,7 @@ def test_csv_forms(tmp_path: Path) -> None:
 def test_files_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "x.xlsx").write_bytes(b"x")
     (tmp_path / "x.csv").write_bytes(b"")
-    with pytest.raises(BadFeed, match="not a .parquet or .csv"):
+    with pytest.raises(BadFeed, match="of no format that is known"):
         open_source(tmp_path / "x.xlsx")
     with pytest.raises(BadFeed, match="is empty"):
         open_source(tmp_path / "x.csv")

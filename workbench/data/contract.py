@@ -144,7 +144,8 @@ def _changed(column: Column) -> dict[str, Any]:
     "A column's fields that are not the default."
     found = {f.name: getattr(column, f.name) for f in fields(column)}
     kept = {f.name: found[f.name] for f in fields(column) if f.name == "dtype" or found[f.name] != f.default}
-    return kept | ({"isin": list(column.isin)} if column.isin is not None else {})
+    lists = {name: list(kept[name]) for name in ("isin", "shape") if kept.get(name) is not None}
+    return kept | lists
 
 
 def _column(values: Mapping[str, Any]) -> Column:
@@ -238,7 +239,14 @@ def _short(value: Any) -> str:
 
 
 # %% ../../notebooks/20_data/10_contract.ipynb #json-schema
-_JSON_TYPE = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "datetime": "string"}
+_JSON_TYPE = {
+    "int": "integer",
+    "float": "number",
+    "str": "string",
+    "bool": "boolean",
+    "datetime": "string",
+    "image": "string",
+}
 
 
 def _json_schema(contract: Contract) -> dict[str, Any]:
@@ -263,6 +271,11 @@ def _property(column: Column) -> dict[str, Any]:
         }
     if column.dtype == "datetime":
         limits = {"format": "date-time", "formatMinimum": column.ge, "formatMaximum": column.le}
+    if column.dtype == "image":
+        limits = {
+            "contentEncoding": "base64",
+            "contentMediaType": f"image of {' x '.join(map(str, column.shape))} bytes",
+        }
     limits |= {"maxLength": column.max_len, "description": column.about or None}
     if column.isin is not None:
         found["enum"] = [*column.isin, None] if column.nullable else list(column.isin)

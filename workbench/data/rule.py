@@ -55,7 +55,7 @@ def _parsed(rule: Rule) -> "polars.Expr":
 def polars_type(dtype: str) -> Any:
     "The polars type of a contract's dtype."
     pl = need("polars", extra="data")
-    kinds = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
+    kinds = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean, "image": pl.Binary}
     return kinds.get(dtype) or pl.Datetime("us")
 
 

@@ -55,14 +55,14 @@ class Scores:
 
 
 # %% ../../notebooks/50_serve/60_batch.ipynb #target
-def _target(to: str | Path, files: list[Path]) -> Path:
+def _target(to: str | Path, files: list[Path | str]) -> Path:
     "Where scores may be written; raises `BadInput` for a place that holds something else."
     path = project_path(to)
     if path.suffix != ".parquet":
         raise BadInput(
             f"to = {str(to)!r} is no Parquet file", "scores are Parquet: name it something.parquet"
         )
-    if path.resolve() in {file.resolve() for file in files}:
+    if path.resolve() in {Path(file).resolve() for file in files}:
         raise BadInput(f"to = {str(to)!r} is the feed itself", "write the scores somewhere else")
     if path.exists() and not {"prediction", "model"} <= set(_columns(path)):
         raise BadInput(f"{path} exists and holds no scores", "choose another name; nothing was overwritten")
@@ -95,8 +95,10 @@ def predict(
     bundle = ref if isinstance(ref, Bundle) else load(ref, ledger=ledger)
     name = source.name if isinstance(source, Feed) else ""
     if isinstance(source, Feed):
-        source, where = source.files, (source.where(where) if where else source).condition
-    feed = Feed(source, bundle.contract, where=where, name=name, outcomes=False)
+        where = (source.where(where) if where else source).condition
+        feed = source.under(bundle.contract, where=where, name=name, outcomes=False)
+    else:
+        feed = Feed(source, bundle.contract, where=where, outcomes=False)
     path = _target(to, feed.files)
     params = {"model": bundle.ref, "feed": feed.name, "where": where, "to": str(to)}
     with records.start("predict", bundle.name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
