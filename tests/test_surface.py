@@ -17,7 +17,7 @@ from workbench.base.errors import WorkbenchError
 NAMES = [
     "Bundle", "Column", "Contract", "Engine", "Feed", "Gate", "Recipe", "Rule", "Run", "Secret", "Shelf", "__version__",
     "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "load", "measure", "predict",
-    "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "track", "write_parquet",
+    "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "stalls", "track", "write_parquet",
 ]  # fmt: skip
 HEAVY = (
     "torch",

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.errors import BadFeed, WorkbenchError
 from .cache import UnitCache
-from .packing import Packing, Unit, read_unit
+from .packing import Packing, Unit, read_piece
 from .shuffle import Block, Cut, Order
 from .stalls import reading, stage
 
@@ -162,7 +162,7 @@ class Blocks:
         for piece in self.units[unit]:
             try:
                 with reading(str(piece)):
-                    table = read_unit(piece, self.packing)
+                    table = read_piece(piece, self.packing)
                 with stage("decode", str(piece)):
                     self.packing.fill(table, [out[at : at + table.num_rows] for out in outs])
             except BaseException as error:

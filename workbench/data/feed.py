@@ -25,17 +25,21 @@ from ..base.errors import BadFeed, FeedRefused, expected, need
 from ..base.progress import track
 from ..base.records import Ledger, Run, start
 from ..base.store import sha256_bytes
+from .batching import batching
 from .check import Batch, batches_of, beforehand, inspect, judge
 from .column import Columns
 from .contract import Contract
 from .filesystem import Place
 from .lazy import LazySource, joined, merged
+from .loader import Batches
 from .onray import Work, rows_on_ray, verdicts_on_ray
+from .packing import Asked
 from .parquet import write_parquet
 from .part import Part, Source
 from .report import Report, Tally, verdict
 from .rule import expression, polars_type, roots
 from .source import sources
+from .stalls import stage
 
 if TYPE_CHECKING:
     import polars
@@ -200,6 +204,33 @@ class Feed:
                     mask[numbers[first:last] - part.start] = True
                     found.append((source, part, mask))
         return found
+
+    def batches(
+        self,
+        batch_size: int = 8192,  # rows of a batch, on this rank
+        columns: Asked | None = None,  # a list: one array; a mapping: one array a name; None: all inputs
+        label: str = "",  # a column; "recipe": the recipe's own label
+        *,
+        recipe: Any = None,  # a fitted Recipe: batches of what it encodes
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        device: str = "auto",  # cuda where there is one, else cpu; numpy for arrays
+        cache: bool | Path = False,  # keep packed rows on disk: later epochs do not decode again
+        state: Mapping[str, Any] | None = None,  # of `batches.state()`: go on from there, with any world
+        **knobs: Any,  # threads, prefetch, lanes, pool_mb, timeout_s
+    ) -> Batches:
+        "Shuffled batches of the accepted rows, an epoch a pass; checks first, unless this content was checked."
+        with stage("check"):
+            found = self.pieces()
+        return batching(
+            found, self.contract, self._mark(), columns=columns, label=label, recipe=recipe, cache=cache, state=state,
+            batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last, rank=rank,
+            world=world, device=device, **knobs,
+        )  # fmt: skip
 
     def lazy(self) -> "polars.LazyFrame":
         "The accepted rows as a polars plan: columns and filters reach the source, nothing is read yet."

@@ -23,7 +23,7 @@ __all__ = [
     "EncodedPacking",
     "Piece",
     "units",
-    "read_unit",
+    "read_piece",
 ]
 
 # %% ../../notebooks/20_data/13_packing.ipynb #016c71a6
@@ -82,6 +82,8 @@ def row_bytes(packing: Packing) -> int:
 def _kind(name: str, found: "pyarrow.DataType", column: Column | None) -> tuple[str, tuple[int, ...]]:
     "(kind, shape of a row): float, int, bool, code, or the dtype of what is an array already."
     types = need("pyarrow", extra="data").types
+    if column is not None and column.dtype == "image":
+        return "uint8", tuple(column.shape)
     if types.is_dictionary(found):
         found = found.value_type
     if types.is_floating(found) or types.is_decimal(found):
@@ -146,9 +148,12 @@ def _values(table: "pyarrow.Table", name: str, column: Column | None, dtype: str
 
 
 def _flat(chunk: "pyarrow.Array", size: int) -> np.ndarray:
-    "All values of arrays of one size, one after the other, without a copy."
-    if need("pyarrow", extra="data").types.is_fixed_size_list(chunk.type):
+    "All values of arrays of one size, one after the other, without a copy where they lie so."
+    arrow = need("pyarrow", extra="data")
+    if arrow.types.is_fixed_size_list(chunk.type):
         return chunk.flatten().to_numpy(zero_copy_only=False)
+    if not arrow.types.is_fixed_size_binary(chunk.type):
+        chunk = chunk.cast(arrow.binary(size))  # refuses bytes of another length
     return np.frombuffer(chunk.buffers()[1], np.uint8)[
         chunk.offset * size : (chunk.offset + len(chunk)) * size
     ]
@@ -160,12 +165,13 @@ def _array_rows(table: "pyarrow.Table", name: str, shape: tuple[int, ...]) -> np
     if column.null_count:
         raise BadFeed(f"column '{name}' has missing values", "a contract refuses them: nullable=False")
     parts = [_flat(chunk, int(np.prod(shape))).reshape(len(chunk), *shape) for chunk in column.chunks]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, *shape), np.uint8), *parts])
 
 
 def _is_array(table: "pyarrow.Table", name: str) -> bool:
     types, found = need("pyarrow", extra="data").types, table.schema.field(name).type
-    return types.is_fixed_size_list(found) or types.is_fixed_size_binary(found)
+    checks = (types.is_fixed_size_list, types.is_fixed_size_binary, types.is_binary, types.is_large_binary)
+    return any(check(found) for check in checks)
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,8 @@ def pack(
 ) -> ColumnPacking:
     "How `columns` and `label` become the arrays of a batch."
     asked = dict(columns) if isinstance(columns, Mapping) else {"x": columns}
+    if "label" in asked:
+        raise BadInput("an array is called 'label'", "name the column with label=, or the array otherwise")
     asked |= {"label": label} if label else {}
     known, kinds = contract or {}, {}
     for name in [name for found in asked.values() for name in ([found] if isinstance(found, str) else found)]:
@@ -216,6 +224,11 @@ def pack(
     fields = [_field(name, found, kinds) for name, found in asked.items()]
     if label and fields[-1].dtype == "bool":
         fields[-1] = Field("label", "float32", (), (label,))  # what a loss takes
+    for found in fields:
+        holes = [name for name in found.columns if known.get(name) and known[name].nullable]
+        if holes and found.dtype in ("int64", "bool") and known[holes[0]].dtype != "str":
+            what = f"column '{holes[0]}' may be missing, and '{found.name}' is {found.dtype}"
+            raise BadInput(what, "list it among float columns, where missing is NaN")
     return ColumnPacking(tuple(fields), known)
 
 
@@ -290,7 +303,7 @@ def units(pieces: Sequence[Piece], row_bytes: int) -> list[Unit]:
     return [tuple(group) for group in found]
 
 
-def read_unit(piece: Piece, packing: Packing) -> "pyarrow.Table":
+def read_piece(piece: Piece, packing: Packing) -> "pyarrow.Table":
     "The accepted rows of a piece."
     table = piece.read(packing.columns)
     if table.num_rows != piece.rows:

@@ -153,9 +153,12 @@ class Plan:
 # %% ../../notebooks/20_data/11_shuffle.ipynb #deal-rows
 def dealt(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     "One number of each lane in turn, until all are out: lane `i` holds `counts[i]` numbers from `starts[i]` on."
-    places = np.arange(counts.max())[:, None]
-    table = places + starts
-    return table.ravel() if (counts == counts[0]).all() else table[places < counts]
+    least, most = int(counts.min()), int(counts.max())
+    even = (np.arange(least)[:, None] + starts).ravel()
+    if least == most:
+        return even
+    places = np.arange(least, most)[:, None]
+    return np.concatenate([even, (places + starts)[places < counts]])
 
 
 def drawn(plan: Plan, rows: int) -> np.ndarray:
