@@ -70,7 +70,7 @@ def _reader(source: Source, part: Part, contract: Contract) -> Callable[[Sequenc
         if all(_is_direct(table.schema.field(name).type, contract.columns[name]) for name in names):
             return table
         pl = need("polars", extra="data")
-        frame, _ = typed(pl.from_arrow(table), contract, source.strict)
+        frame, _ = typed(pl.from_arrow(table), contract, source.strict, source.loose)
         return frame.select(names).to_arrow(compat_level=pl.CompatLevel.oldest())
 
     return read

@@ -10,6 +10,7 @@
 __all__ = ["shown", "typed"]
 
 # %% ../../notebooks/20_data/18_cast.ipynb #bc9ae36d
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import need
@@ -117,14 +118,14 @@ def shown(series: "polars.Series") -> "polars.Series":
 
 
 def typed(
-    raw: "polars.DataFrame", contract: Contract, strict: bool = False
+    raw: "polars.DataFrame", contract: Contract, strict: bool = False, loose: Sequence[str] = ()
 ) -> tuple["polars.DataFrame", dict[str, "polars.Series"]]:
     "The columns of `raw` in the contract's types, and for each with misfits the mask of them."
     frame, misfits = raw, {}
     for name, column in contract.columns.items():
         if name not in raw.columns:
             continue
-        found = _one(raw[name], column, strict)
+        found = _one(raw[name], column, strict and name not in loose)
         lost = found.is_null() & raw[name].is_not_null()
         if lost.any():
             misfits[name] = lost

@@ -151,7 +151,7 @@ def _braces(name: str) -> str:
 def batch_of(source: Source, chunk: Chunk, contract: Contract, condition: str) -> Batch:
     "Raw rows, typed and filtered."
     pl = need("polars", extra="data")
-    frame, misfits = typed(chunk.frame, contract, source.strict)
+    frame, misfits = typed(chunk.frame, contract, source.strict, source.loose)
     number = pl.int_range(chunk.start, chunk.start + chunk.frame.height, eager=True)
     batch = Batch(source.name, chunk.frame.height, number, chunk.frame, frame, misfits)
     return batch.keep(_chosen(batch, contract, condition)) if condition else batch
@@ -204,7 +204,7 @@ def _inspect(source: Source, contract: Contract, needed: list[str]) -> "polars.D
             raise BadFeed(what, "mend the writer or the contract")
     if source.rows == 0:
         raise BadFeed(f"{where} has no rows", "was it written to the end?")
-    return typed(source.empty(needed), contract, source.strict)[0]
+    return typed(source.empty(needed), contract, source.strict, source.loose)[0]
 
 
 def inspect(found: Sequence[Source], contract: Contract, where: str) -> list[str]:

@@ -336,10 +336,10 @@ def stat(place: Place) -> Stat:
 
 
 @contextmanager
-def open_place(place: Place) -> Iterator[IO[bytes]]:
-    "A file to read, wherever it is."
+def open_place(place: Place, ahead: int = 1 << 20) -> Iterator[IO[bytes]]:
+    "A file to read, wherever it is; from far away `ahead` bytes at a time."
     if is_url(place):
-        with io.BufferedReader(FarFile(str(place)), 1 << 20) as handle:
+        with io.BufferedReader(FarFile(str(place)), ahead) as handle:
             yield handle
         return
     try:

@@ -138,8 +138,7 @@ def fault(place: Place, content: bool = True) -> str:
     if manifest is None:
         return ""
     size = stat(place).size
-    same = content_id(place) == manifest.sha256 if content and not is_url(place) else size == manifest.bytes
-    if same:
+    if size == manifest.bytes and not (content and (is_url(place) or content_id(place) != manifest.sha256)):
         return ""
     found = _difference(place, manifest, size)
     return f"{found}; its manifest says {manifest.rows:,} rows, {manifest.bytes:,} bytes" if found else ""

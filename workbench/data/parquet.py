@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import BadFeed, need
 from .filesystem import FarFile, Place, Stat, is_url, stat
-from .manifest import published, read_manifest
+from .manifest import fault, published, read_manifest
 from .part import BATCH_ROWS, Chunk, Part, Source, once, reason
 from .where import comparisons
 
@@ -176,7 +176,10 @@ class ParquetSource(Source):
         if manifest is not None and self.rows != manifest.rows:
             what = f"{self.name} has {self.rows:,} rows, its manifest says {manifest.rows:,}"
             raise BadFeed(what, "write or copy it again; if it was meant, remove its manifest")
-        super().verify()
+        if found := fault(self.place, content=not is_url(self.place)):  # far away its pages are proof enough
+            raise BadFeed(
+                f"{self.name} {found}", "write or copy it again; if it was meant, remove its manifest"
+            )
 
 
 def _empties(column: Any, comparison: Any) -> bool:

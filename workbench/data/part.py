@@ -52,6 +52,7 @@ class Source:
 
     place: Place
     strict = False  # True: values have types of their own, a text is no number
+    loose: tuple[str, ...] = ()  # columns that are text all the same
     typed = True  # False: every value is text until the contract gives it a type
 
     @property

@@ -1,7 +1,7 @@
 """A table or a query of a database, in parts that are read by themselves.
 
 - `Sql(url, table="flights", on="id", parts=8)`: ranges of a column are the parts. The first takes missing values too, the last has no end: no row falls between.
-- By ADBC where its driver is installed, which gives Arrow without a detour, else by SQLAlchemy.
+- By ADBC where its driver is installed, which gives Arrow without a detour, else by SQLAlchemy. SQLite by SQLAlchemy: its columns may mix types, and ADBC would print numbers to 15 digits to put them beside text.
 - The columns that are asked for are what is selected; `query` and `condition` are the database's own SQL, and a feed's filter leaves out whole parts.
 - A password is a reference, `env:NAME` or `file:PATH`. In the URL it would end up in notebooks and logs: refused.
 - What changes the fingerprint is stated: `mark="select max(updated_at) from flights"`; else the number of rows and the largest `on`. `full=True` reads every row."""
@@ -132,7 +132,7 @@ def _with_password(url: str, password: str) -> str:
 
 def _driver(url: str, via: str) -> Callable[[str, str], Any]:
     scheme = urlsplit(url).scheme.partition("+")[0]
-    if via == "sqlalchemy" or (not via and scheme not in _ADBC):
+    if via == "sqlalchemy" or (not via and (scheme == "sqlite" or scheme not in _ADBC)):
         return _Alchemy
     if via == "adbc" and scheme not in _ADBC:
         raise BadInput(
@@ -160,7 +160,7 @@ class Sql(Source):
     split: int = 1  # parts
     password: str = ""  # env:NAME or file:PATH
     state: str = ""  # a query whose answer changes when the rows do
-    via: str = ""  # adbc or sqlalchemy; empty: what is there
+    via: str = ""  # adbc or sqlalchemy; empty: what suits
 
     def __post_init__(self) -> None:
         expected("place", self.place, str, "give a URL, e.g. sqlite:///data/flights.db")
@@ -185,6 +185,11 @@ class Sql(Source):
     def name(self) -> str:
         "The table, for people."
         return f"{label(self.place)} {self.table or 'query'}"
+
+    @property
+    def files(self) -> list[Any]:
+        "None."
+        return []
 
     @property
     def title(self) -> str:
@@ -269,12 +274,26 @@ class Sql(Source):
         order = f" order by {_quoted(self.on)}" if self.on else ""
         with self._asked() as ask:
             table = ask(f"select {names} {self._from(self._ranges()[part.number][0])}{order}")
+        if self.via == "adbc" and self.place.startswith("sqlite:"):
+            self._unmixed(table)
         if part.rows is not None and table.num_rows != part.rows:
             what = (
                 f"{self.name}, part {part.number}: {table.num_rows:,} rows came, {part.rows:,} were counted"
             )
             raise BadFeed(what, "it was written to while it was read: read it again, or from a snapshot")
         return table
+
+    def _unmixed(self, table: "pyarrow.Table") -> None:
+        "Raise `BadFeed` for a column of SQLite that mixes text and numbers: ADBC would round them."
+        types = need("pyarrow", extra="data").types
+        for field in table.schema:
+            numbers = f"typeof({_quoted(field.name)}) in ('integer', 'real')"
+            odd = types.is_string(field.type) and self._one(f"select count(*) as n {self._from(numbers)}")
+            if odd and odd[0]:
+                raise BadFeed(
+                    f"{self.name}: {field.name} holds text and numbers",
+                    "via='sqlalchemy' reads each as it is",
+                )
 
     def skips(self, part: Part, where: str) -> bool:
         "Whether the part's range fails `where`; the first part may hold missing values, the last what is no number."

@@ -74,9 +74,9 @@ def _zstd(handle: IO[bytes]) -> Any:
 
 
 @contextmanager
-def open_text(place: Place) -> Iterator[IO[bytes]]:
+def open_text(place: Place, ahead: int = 1 << 20) -> Iterator[IO[bytes]]:
     "The file's text as bytes, unfolded."
-    with open_place(place) as handle:
+    with open_place(place, ahead) as handle:
         head = handle.read(8)
         handle.seek(0)
         kind = packing_of(head)
