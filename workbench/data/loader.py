@@ -93,10 +93,14 @@ class Cuda:
     def room(self, packing: Packing, rows: int) -> list[np.ndarray]:
         "Pinned arrays to gather a chunk into; waits until their last journey has ended."
         if len(self.ring) < self.depth:
-            sizes = [(field.empty(0), (rows, *field.shape)) for field in packing.fields]
+            sizes = [
+                (field.empty(0), (rows + 1, *field.shape)) for field in packing.fields
+            ]  # the last may have one more
             pinned = [self.torch.from_numpy(kind).new_empty(shape, pin_memory=True) for kind, shape in sizes]
             self.ring.append((pinned, self.torch.cuda.Event()))
-        self.at = (self.at + 1) % len(self.ring) if len(self.ring) == self.depth else len(self.ring) - 1
+            self.at = len(self.ring) - 1
+        else:
+            self.at = (self.at + 1) % self.depth
         pinned, event = self.ring[self.at]
         event.synchronize()
         return [tensor[:rows].numpy() for tensor in pinned]
