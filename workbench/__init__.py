@@ -24,44 +24,99 @@ Modules:
 - `workbench.base.store`: Every file appears whole or not at all, and stays inside its folder.
 - `workbench.cli.cli`: The same verbs in a terminal.
 - `workbench.cli.client`: A service in a process of its own, asked over real HTTP.
+- `workbench.cli.debug`: `workbench debug RUN`: JupyterLab on the kernel of a failed job, with everything in it as it was.
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
+- `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
+- `workbench.data.agreement`: When several people label the same thing: how far they agree beyond chance, and who stands apart.
+- `workbench.data.batching`: From a checked feed to batches: which parts are read, which rows may come out, and what they become.
+- `workbench.data.blocks`: Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
+- `workbench.data.cache`: Units as they lie in memory, on disk: later epochs do not decode again.
+- `workbench.data.cast`: Raw rows in the contract's types; what does not fit is missing, and marked.
+- `workbench.data.check`: Rows against their contract: which are refused, and why.
 - `workbench.data.column`: One column: its type, its limits, its role; a value is read strictly, from a request or from a feed.
 - `workbench.data.contract`: What a row must be: one statement, read by the feed, the trainer and the service.
+- `workbench.data.csv`: The format everyone sends: read strictly, because a reader that repairs short lines gives rows that nobody wrote.
+- `workbench.data.decisions`: What people decided about labels: who, when, what; kept in a file that two may write at once, applied by training, taken back in one line.
+- `workbench.data.delta`: A table of files with a log that says which of them count: one version of it, read file by file, checked against the log.
+- `workbench.data.distance`: How far two columns are apart: over bins (PSI, chi-square) and along the whole curve (KS, Wasserstein).
 - `workbench.data.drift`: How far today's rows are from the rows a model was trained on, column by column.
+- `workbench.data.duplicates`: Rows that are the same, or nearly, and carry different labels: one of them is wrong.
 - `workbench.data.feed`: Where data comes from, plus what it must be: checked before it is used, refused rows kept with their reasons.
+- `workbench.data.filesystem`: Where files are: this machine, object storage, HTTP. Reads that stall, break off or crawl are tried again, then named with file and byte.
+- `workbench.data.images`: A folder of pictures is a feed too: its folders are the labels, and a picture that cannot be decoded is a refused row.
+- `workbench.data.ipc`: Arrow's own file and stream, read batch by batch.
+- `workbench.data.joint`: Can a classifier tell today's rows from the reference? Then something moved, even where no column did by itself.
+- `workbench.data.jsonl`: One object a line, types taken as they are written: `"584"` is a text, and no number.
+- `workbench.data.labels`: Which labels are probably wrong, between which classes, from whom and since when; before a model learns them.
+- `workbench.data.lazy`: Rows that a polars plan makes, as a source: what was joined or put together is carried out when it is read.
+- `workbench.data.limits`: How far apart two samples of the *same* rows get by chance; past that is an alarm, and how often it is a false one is known.
+- `workbench.data.loader`: Shuffled batches on the device, while the device computes.
+- `workbench.data.manifest`: What was written, beside what was written: rows, bytes, sha256, schema. A file that is not what its manifest says is refused.
+- `workbench.data.onray`: The same check and the same rows, part by part on a cluster.
+- `workbench.data.packing`: Columns of a table become rows of arrays, each value copied once.
+- `workbench.data.parquet`: The format to publish in: typed, in row groups, and with a checksum in every page that is verified on every read.
+- `workbench.data.part`: What every source is, whatever its format: a schema, parts that can be read by themselves, and their rows as Arrow.
+- `workbench.data.raydata`: A Ray Dataset as a source: its blocks are the parts, wherever in the cluster they lie.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
+- `workbench.data.report`: What a check found, to look at and to keep.
 - `workbench.data.rule`: A statement about a row, in SQL: the same one refuses a row of a feed and a row of a request.
-- `workbench.data.source`: One file, read in batches, and refused when it is not what was written.
+- `workbench.data.shuffle`: The order of an epoch is arithmetic: from a seed, without reading a row.
+- `workbench.data.sketch`: What a column looked like, in a few kilobytes, however many rows it had; two sketches add up to one.
+- `workbench.data.source`: From what a feed is given to what can be read: files, folders, tables, databases; the format by looking at the content.
+- `workbench.data.sql`: A table or a query of a database, in parts that are read by themselves.
+- `workbench.data.stalls`: Who waits for whom: the share of a loop's time that went into waiting for data, and the stage that is to blame.
+- `workbench.data.text`: Lines of a file, plain or packed, each UTF-8 and of a sane length; a bomb is refused before it goes off.
+- `workbench.data.where`: What a filter says about whole parts: those it provably empties are never read.
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
 - `workbench.jobs.alerts`: Whoever has to know is told what happened, in which cell, with its last lines; and where it is sent is never written down.
 - `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
+- `workbench.jobs.cells`: What each statement of a cell reads, binds, changes and carries along, from its text alone.
+- `workbench.jobs.compare`: Whether two runs of a notebook came to the same, and if not, in which metric and which cell.
 - `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.
+- `workbench.jobs.debug`: The notebook that failed, open in JupyterLab, on the kernel it failed in.
 - `workbench.jobs.dues`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
+- `workbench.jobs.ending`: Why a notebook ended, in words: which cell, which line, which error, and the cause in two or three words.
 - `workbench.jobs.engine`: Papermill's executor, with true statuses, whole files, capped outputs and an end that is an end.
 - `workbench.jobs.exports`: The same file for those who have a scheduler: systemd, cron, Kubernetes, Airflow.
+- `workbench.jobs.far`: A notebook at work on a Ray cluster: a mailbox between the two sides, the work there, and the process that speaks with Ray here.
+- `workbench.jobs.freeze`: An object and all that belongs to it as bytes: arrays and tensors in one place each, tables as Arrow, the rest by cloudpickle; what cannot be kept is refused.
+- `workbench.jobs.inputs`: What a run was made of, beside its commit: its notebook, and the files that it names.
 - `workbench.jobs.jobsfile`: `jobs.toml` says which notebook is due when, and a mistake in it is found before anything is due.
 - `workbench.jobs.keeper`: A kernel, and whatever it started, ends when its job ends.
+- `workbench.jobs.kept`: The kernel of a failed job stays for a while, with everything in it, and then it goes.
 - `workbench.jobs.kernels`: A job starts in a tenth of a second, or says why not.
 - `workbench.jobs.kinds`: What a parameter may be, read from its annotation's syntax and never evaluated.
 - `workbench.jobs.lead`: Several schedulers may run; one leads, and one that has lost the lead cannot write.
+- `workbench.jobs.live`: JupyterLab's buttons work on a kernel that it did not start.
 - `workbench.jobs.meter`: What each cell took: seconds, and memory at its highest.
 - `workbench.jobs.newdata`: A job is due when the files it reads are other files than before, and have stopped changing.
 - `workbench.jobs.notebook`: A job notebook has typed parameters, checked before anything starts.
+- `workbench.jobs.onray`: The same notebook on a cluster, the same record here.
 - `workbench.jobs.outcome`: A notebook says what came out of it; the record of its run keeps it.
+- `workbench.jobs.outputs`: What a cell may leave in the executed notebook: up to 10 MB, streams in one piece, what went wrong always.
+- `workbench.jobs.parcel`: What a job takes to another machine, and what it brings back: in one file, checked, and nothing is overwritten.
 - `workbench.jobs.pipeline`: Several notebooks, ordered by what they read and write; what is unchanged is not run again.
+- `workbench.jobs.planning`: Which cells of a notebook must run again, and why: decided from what was recorded, before anything starts.
+- `workbench.jobs.provision`: Where a job's kernel comes from: this interpreter under a keeper, or one that runs already.
 - `workbench.jobs.report`: An executed notebook as one HTML file that anyone can open: nothing in it runs, nothing is fetched.
+- `workbench.jobs.reproduce`: A run of a while ago, made again from what was written down, and every difference named.
 - `workbench.jobs.runner`: One call runs a notebook as a job: checked before, whole afterwards, and nothing left behind.
 - `workbench.jobs.schedule`: What is due, what is late, what is skipped and why: decisions, with no clock, process or file in them.
 - `workbench.jobs.scheduler`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
 - `workbench.jobs.secret`: A notebook is given where a secret is, never the secret; what it prints does not hold it.
+- `workbench.jobs.snapshot`: In the kernel: what a cell changed is written down while the notebook goes on, and put back in another kernel.
+- `workbench.jobs.traces`: What a cell leaves outside its namespace: files it read and wrote, modules it imported, random states, folder and environment.
 - `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
+- `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
 - `workbench.lab.panels`: One panel a call: where it is, when it ends, how it goes, and a Stop that stops.
+- `workbench.lab.relabel`: The doubtful rows one by one, decided with one key each, two people at once.
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
@@ -69,6 +124,7 @@ Modules:
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
+- `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
@@ -79,6 +135,7 @@ Modules:
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
+- `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
 - `workbench.train.metrics`: How good the probabilities are, on the whole and slice by slice.
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
@@ -99,8 +156,9 @@ if TYPE_CHECKING:
     from workbench.data.drift import drift
     from workbench.data.feed import Feed, write_parquet
     from workbench.data.recipe import Recipe
+    from workbench.data.stalls import stalls
     from workbench.jobs.outcome import result
-    from workbench.jobs.runner import run
+    from workbench.jobs.onray import run
     from workbench.jobs.secret import Secret
     from workbench.models.bundle import Bundle
     from workbench.models.shelf import Shelf, load
@@ -140,9 +198,10 @@ _HOME = {
     "result": "jobs.outcome",
     "right_size": "release.gates",
     "rollback": "release.registry",
-    "run": "jobs.runner",
+    "run": "jobs.onray",
     "runs": "base.records",
     "serve": "serve.app",
+    "stalls": "data.stalls",
     "track": "base.progress",
     "write_parquet": "data.feed",
 }

@@ -70,6 +70,11 @@ d = {
                 "00_base/errors.html#workbencherror.__str__",
                 "workbench/base/errors.py",
             ),
+            "workbench.base.errors.WorkbenchError._render_traceback_": (
+                "00_base/errors.html#workbencherror._render_traceback_",
+                "workbench/base/errors.py",
+            ),
+            "workbench.base.errors._callers": ("00_base/errors.html#_callers", "workbench/base/errors.py"),
             "workbench.base.errors.expected": ("00_base/errors.html#expected", "workbench/base/errors.py"),
             "workbench.base.errors.need": ("00_base/errors.html#need", "workbench/base/errors.py"),
         },
@@ -324,15 +329,15 @@ d = {
             "workbench.base.records._insert": ("00_base/records.html#_insert", "workbench/base/records.py"),
             "workbench.base.records._load": ("00_base/records.html#_load", "workbench/base/records.py"),
             "workbench.base.records._made": ("00_base/records.html#_made", "workbench/base/records.py"),
-            "workbench.base.records._process_started": (
-                "00_base/records.html#_process_started",
-                "workbench/base/records.py",
-            ),
             "workbench.base.records._row": ("00_base/records.html#_row", "workbench/base/records.py"),
             "workbench.base.records._usage": ("00_base/records.html#_usage", "workbench/base/records.py"),
             "workbench.base.records.current": ("00_base/records.html#current", "workbench/base/records.py"),
             "workbench.base.records.find": ("00_base/records.html#find", "workbench/base/records.py"),
             "workbench.base.records.new_id": ("00_base/records.html#new_id", "workbench/base/records.py"),
+            "workbench.base.records.process_started": (
+                "00_base/records.html#process_started",
+                "workbench/base/records.py",
+            ),
             "workbench.base.records.queue": ("00_base/records.html#queue", "workbench/base/records.py"),
             "workbench.base.records.recover": ("00_base/records.html#recover", "workbench/base/records.py"),
             "workbench.base.records.runs": ("00_base/records.html#runs", "workbench/base/records.py"),
@@ -468,6 +473,15 @@ d = {
             "workbench.cli.client.free_port": ("95_cli/client.html#free_port", "workbench/cli/client.py"),
             "workbench.cli.client.service": ("95_cli/client.html#service", "workbench/cli/client.py"),
         },
+        "workbench.cli.debug": {
+            "workbench.cli.debug._end": ("95_cli/debug.html#_end", "workbench/cli/debug.py"),
+            "workbench.cli.debug._follow": ("95_cli/debug.html#_follow", "workbench/cli/debug.py"),
+            "workbench.cli.debug._leave": ("95_cli/debug.html#_leave", "workbench/cli/debug.py"),
+            "workbench.cli.debug._list": ("95_cli/debug.html#_list", "workbench/cli/debug.py"),
+            "workbench.cli.debug._open": ("95_cli/debug.html#_open", "workbench/cli/debug.py"),
+            "workbench.cli.debug.debug": ("95_cli/debug.html#debug", "workbench/cli/debug.py"),
+            "workbench.cli.debug.register": ("95_cli/debug.html#register", "workbench/cli/debug.py"),
+        },
         "workbench.cli.demo": {
             "workbench.cli.demo.Page": ("95_cli/demo.html#page", "workbench/cli/demo.py"),
             "workbench.cli.demo.Page.__str__": ("95_cli/demo.html#page.__str__", "workbench/cli/demo.py"),
@@ -518,6 +532,16 @@ d = {
                 "workbench/cli/report.py",
             ),
         },
+        "workbench.cli.reproduce": {
+            "workbench.cli.reproduce.register": (
+                "95_cli/reproduce.html#register",
+                "workbench/cli/reproduce.py",
+            ),
+            "workbench.cli.reproduce.reproduce": (
+                "95_cli/reproduce.html#reproduce",
+                "workbench/cli/reproduce.py",
+            ),
+        },
         "workbench.cli.schedule": {
             "workbench.cli.schedule._emit": ("95_cli/schedule.html#_emit", "workbench/cli/schedule.py"),
             "workbench.cli.schedule._lines": ("95_cli/schedule.html#_lines", "workbench/cli/schedule.py"),
@@ -544,6 +568,243 @@ d = {
             "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
         },
+        "workbench.compute.cluster": {
+            "workbench.compute.cluster.Cluster": (
+                "10_compute/cluster.html#cluster",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.Cluster.cpus": (
+                "10_compute/cluster.html#cluster.cpus",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._absent": (
+                "10_compute/cluster.html#_absent",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._answers": (
+                "10_compute/cluster.html#_answers",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._cluster": (
+                "10_compute/cluster.html#_cluster",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._environment": (
+                "10_compute/cluster.html#_environment",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._guard": (
+                "10_compute/cluster.html#_guard",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._joined": (
+                "10_compute/cluster.html#_joined",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._processes": (
+                "10_compute/cluster.html#_processes",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.connect": (
+                "10_compute/cluster.html#connect",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.end": ("10_compute/cluster.html#end", "workbench/compute/cluster.py"),
+            "workbench.compute.cluster.head": (
+                "10_compute/cluster.html#head",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.secure_token": (
+                "10_compute/cluster.html#secure_token",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.started_in": (
+                "10_compute/cluster.html#started_in",
+                "workbench/compute/cluster.py",
+            ),
+        },
+        "workbench.data.agreement": {
+            "workbench.data.agreement.Agreement": (
+                "20_data/agreement.html#agreement",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.Agreement.__str__": (
+                "20_data/agreement.html#agreement.__str__",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.Agreement._repr_html_": (
+                "20_data/agreement.html#agreement._repr_html_",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._codes": (
+                "20_data/agreement.html#_codes",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._counts": (
+                "20_data/agreement.html#_counts",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._differences": (
+                "20_data/agreement.html#_differences",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._missing": (
+                "20_data/agreement.html#_missing",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._pair": ("20_data/agreement.html#_pair", "workbench/data/agreement.py"),
+            "workbench.data.agreement._person": (
+                "20_data/agreement.html#_person",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement._standing": (
+                "20_data/agreement.html#_standing",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.agreement": (
+                "20_data/agreement.html#agreement",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.alpha": ("20_data/agreement.html#alpha", "workbench/data/agreement.py"),
+            "workbench.data.agreement.cohen_kappa": (
+                "20_data/agreement.html#cohen_kappa",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.fleiss_kappa": (
+                "20_data/agreement.html#fleiss_kappa",
+                "workbench/data/agreement.py",
+            ),
+            "workbench.data.agreement.majority": (
+                "20_data/agreement.html#majority",
+                "workbench/data/agreement.py",
+            ),
+        },
+        "workbench.data.batching": {
+            "workbench.data.batching._arrow": ("20_data/batching.html#_arrow", "workbench/data/batching.py"),
+            "workbench.data.batching._encoded": (
+                "20_data/batching.html#_encoded",
+                "workbench/data/batching.py",
+            ),
+            "workbench.data.batching._is_direct": (
+                "20_data/batching.html#_is_direct",
+                "workbench/data/batching.py",
+            ),
+            "workbench.data.batching._packing": (
+                "20_data/batching.html#_packing",
+                "workbench/data/batching.py",
+            ),
+            "workbench.data.batching._reader": (
+                "20_data/batching.html#_reader",
+                "workbench/data/batching.py",
+            ),
+            "workbench.data.batching.batching": (
+                "20_data/batching.html#batching",
+                "workbench/data/batching.py",
+            ),
+            "workbench.data.batching.pieces_of": (
+                "20_data/batching.html#pieces_of",
+                "workbench/data/batching.py",
+            ),
+        },
+        "workbench.data.blocks": {
+            "workbench.data.blocks.Blocks": ("20_data/blocks.html#blocks", "workbench/data/blocks.py"),
+            "workbench.data.blocks.Blocks.__init__": (
+                "20_data/blocks.html#blocks.__init__",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._fill": (
+                "20_data/blocks.html#blocks._fill",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._load": (
+                "20_data/blocks.html#blocks._load",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._permuted": (
+                "20_data/blocks.html#blocks._permuted",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._run": (
+                "20_data/blocks.html#blocks._run",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._take": (
+                "20_data/blocks.html#blocks._take",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._unit": (
+                "20_data/blocks.html#blocks._unit",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks.free": (
+                "20_data/blocks.html#blocks.free",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks.join": (
+                "20_data/blocks.html#blocks.join",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks.need": (
+                "20_data/blocks.html#blocks.need",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks.stop": (
+                "20_data/blocks.html#blocks.stop",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks._named": ("20_data/blocks.html#_named", "workbench/data/blocks.py"),
+            "workbench.data.blocks.live": ("20_data/blocks.html#live", "workbench/data/blocks.py"),
+        },
+        "workbench.data.cache": {
+            "workbench.data.cache.UnitCache": ("20_data/cache.html#unitcache", "workbench/data/cache.py"),
+            "workbench.data.cache.UnitCache.__init__": (
+                "20_data/cache.html#unitcache.__init__",
+                "workbench/data/cache.py",
+            ),
+            "workbench.data.cache.UnitCache.get": (
+                "20_data/cache.html#unitcache.get",
+                "workbench/data/cache.py",
+            ),
+            "workbench.data.cache.UnitCache.path": (
+                "20_data/cache.html#unitcache.path",
+                "workbench/data/cache.py",
+            ),
+            "workbench.data.cache.UnitCache.put": (
+                "20_data/cache.html#unitcache.put",
+                "workbench/data/cache.py",
+            ),
+            "workbench.data.cache._bytes": ("20_data/cache.html#_bytes", "workbench/data/cache.py"),
+            "workbench.data.cache._write": ("20_data/cache.html#_write", "workbench/data/cache.py"),
+            "workbench.data.cache.checksum": ("20_data/cache.html#checksum", "workbench/data/cache.py"),
+        },
+        "workbench.data.cast": {
+            "workbench.data.cast._cast": ("20_data/cast.html#_cast", "workbench/data/cast.py"),
+            "workbench.data.cast._cast_text": ("20_data/cast.html#_cast_text", "workbench/data/cast.py"),
+            "workbench.data.cast._is_mixed": ("20_data/cast.html#_is_mixed", "workbench/data/cast.py"),
+            "workbench.data.cast._moment": ("20_data/cast.html#_moment", "workbench/data/cast.py"),
+            "workbench.data.cast._nothing": ("20_data/cast.html#_nothing", "workbench/data/cast.py"),
+            "workbench.data.cast._one": ("20_data/cast.html#_one", "workbench/data/cast.py"),
+            "workbench.data.cast.shown": ("20_data/cast.html#shown", "workbench/data/cast.py"),
+            "workbench.data.cast.typed": ("20_data/cast.html#typed", "workbench/data/cast.py"),
+        },
+        "workbench.data.check": {
+            "workbench.data.check.Batch": ("20_data/check.html#batch", "workbench/data/check.py"),
+            "workbench.data.check.Batch.keep": ("20_data/check.html#batch.keep", "workbench/data/check.py"),
+            "workbench.data.check.Refusal": ("20_data/check.html#refusal", "workbench/data/check.py"),
+            "workbench.data.check._braces": ("20_data/check.html#_braces", "workbench/data/check.py"),
+            "workbench.data.check._broken": ("20_data/check.html#_broken", "workbench/data/check.py"),
+            "workbench.data.check._chosen": ("20_data/check.html#_chosen", "workbench/data/check.py"),
+            "workbench.data.check._inspect": ("20_data/check.html#_inspect", "workbench/data/check.py"),
+            "workbench.data.check._misfit": ("20_data/check.html#_misfit", "workbench/data/check.py"),
+            "workbench.data.check._needed": ("20_data/check.html#_needed", "workbench/data/check.py"),
+            "workbench.data.check.any_of": ("20_data/check.html#any_of", "workbench/data/check.py"),
+            "workbench.data.check.batch_of": ("20_data/check.html#batch_of", "workbench/data/check.py"),
+            "workbench.data.check.batches_of": ("20_data/check.html#batches_of", "workbench/data/check.py"),
+            "workbench.data.check.beforehand": ("20_data/check.html#beforehand", "workbench/data/check.py"),
+            "workbench.data.check.inspect": ("20_data/check.html#inspect", "workbench/data/check.py"),
+            "workbench.data.check.judge": ("20_data/check.html#judge", "workbench/data/check.py"),
+            "workbench.data.check.quarantined": ("20_data/check.html#quarantined", "workbench/data/check.py"),
+        },
         "workbench.data.column": {
             "workbench.data.column.Column": ("20_data/column.html#column", "workbench/data/column.py"),
             "workbench.data.column.Column.__post_init__": (
@@ -552,6 +813,10 @@ d = {
             ),
             "workbench.data.column.Column._bound": (
                 "20_data/column.html#column._bound",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column.Column._check_shape": (
+                "20_data/column.html#column._check_shape",
                 "workbench/data/column.py",
             ),
             "workbench.data.column.Column._own": (
@@ -582,6 +847,10 @@ d = {
             ),
             "workbench.data.column._read_float": (
                 "20_data/column.html#_read_float",
+                "workbench/data/column.py",
+            ),
+            "workbench.data.column._read_image": (
+                "20_data/column.html#_read_image",
                 "workbench/data/column.py",
             ),
             "workbench.data.column._read_int": ("20_data/column.html#_read_int", "workbench/data/column.py"),
@@ -701,8 +970,233 @@ d = {
                 "workbench/data/contract.py",
             ),
         },
+        "workbench.data.csv": {
+            "workbench.data.csv.CsvSource": ("20_data/csv.html#csvsource", "workbench/data/csv.py"),
+            "workbench.data.csv.CsvSource.chunks": (
+                "20_data/csv.html#csvsource.chunks",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv.CsvSource.columns": (
+                "20_data/csv.html#csvsource.columns",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv.CsvSource.empty": (
+                "20_data/csv.html#csvsource.empty",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv.CsvSource.misfit": (
+                "20_data/csv.html#csvsource.misfit",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv.CsvSource.parts": (
+                "20_data/csv.html#csvsource.parts",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv.CsvSource.path": ("20_data/csv.html#csvsource.path", "workbench/data/csv.py"),
+            "workbench.data.csv.CsvSource.read": ("20_data/csv.html#csvsource.read", "workbench/data/csv.py"),
+            "workbench.data.csv.CsvSource.rows": ("20_data/csv.html#csvsource.rows", "workbench/data/csv.py"),
+            "workbench.data.csv.CsvSource.schema": (
+                "20_data/csv.html#csvsource.schema",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv._Begin": ("20_data/csv.html#_begin", "workbench/data/csv.py"),
+            "workbench.data.csv._Cursor": ("20_data/csv.html#_cursor", "workbench/data/csv.py"),
+            "workbench.data.csv._Cursor.__iter__": (
+                "20_data/csv.html#_cursor.__iter__",
+                "workbench/data/csv.py",
+            ),
+            "workbench.data.csv._index": ("20_data/csv.html#_index", "workbench/data/csv.py"),
+            "workbench.data.csv._records": ("20_data/csv.html#_records", "workbench/data/csv.py"),
+            "workbench.data.csv._texts": ("20_data/csv.html#_texts", "workbench/data/csv.py"),
+            "workbench.data.csv.write_csv": ("20_data/csv.html#write_csv", "workbench/data/csv.py"),
+        },
+        "workbench.data.decisions": {
+            "workbench.data.decisions.Decision": (
+                "20_data/decisions.html#decision",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions": (
+                "20_data/decisions.html#decisions",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.__post_init__": (
+                "20_data/decisions.html#decisions.__post_init__",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.__str__": (
+                "20_data/decisions.html#decisions.__str__",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._append": (
+                "20_data/decisions.html#decisions._append",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._check": (
+                "20_data/decisions.html#decisions._check",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._made": (
+                "20_data/decisions.html#decisions._made",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._manifest": (
+                "20_data/decisions.html#decisions._manifest",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._repr_html_": (
+                "20_data/decisions.html#decisions._repr_html_",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._standing": (
+                "20_data/decisions.html#decisions._standing",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions._words": (
+                "20_data/decisions.html#decisions._words",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.add": (
+                "20_data/decisions.html#decisions.add",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.apply": (
+                "20_data/decisions.html#decisions.apply",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.classes": (
+                "20_data/decisions.html#decisions.classes",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.conflicts": (
+                "20_data/decisions.html#decisions.conflicts",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.digest": (
+                "20_data/decisions.html#decisions.digest",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.drop": (
+                "20_data/decisions.html#decisions.drop",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.mine": (
+                "20_data/decisions.html#decisions.mine",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.of": (
+                "20_data/decisions.html#decisions.of",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.open": (
+                "20_data/decisions.html#decisions.open",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.path": (
+                "20_data/decisions.html#decisions.path",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.refresh": (
+                "20_data/decisions.html#decisions.refresh",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.role": (
+                "20_data/decisions.html#decisions.role",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.settled": (
+                "20_data/decisions.html#decisions.settled",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.table": (
+                "20_data/decisions.html#decisions.table",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions.Decisions.undo": (
+                "20_data/decisions.html#decisions.undo",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions._bytes": (
+                "20_data/decisions.html#_bytes",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions._lock": ("20_data/decisions.html#_lock", "workbench/data/decisions.py"),
+            "workbench.data.decisions._now": ("20_data/decisions.html#_now", "workbench/data/decisions.py"),
+            "workbench.data.decisions._plain": (
+                "20_data/decisions.html#_plain",
+                "workbench/data/decisions.py",
+            ),
+            "workbench.data.decisions._read": ("20_data/decisions.html#_read", "workbench/data/decisions.py"),
+            "workbench.data.decisions.row_ids": (
+                "20_data/decisions.html#row_ids",
+                "workbench/data/decisions.py",
+            ),
+        },
+        "workbench.data.delta": {
+            "workbench.data.delta.Delta": ("20_data/delta.html#delta", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta._now": ("20_data/delta.html#delta._now", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta._parts": (
+                "20_data/delta.html#delta._parts",
+                "workbench/data/delta.py",
+            ),
+            "workbench.data.delta.Delta._read": ("20_data/delta.html#delta._read", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.chunks": (
+                "20_data/delta.html#delta.chunks",
+                "workbench/data/delta.py",
+            ),
+            "workbench.data.delta.Delta.files": ("20_data/delta.html#delta.files", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.mark": ("20_data/delta.html#delta.mark", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.parts": ("20_data/delta.html#delta.parts", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.read": ("20_data/delta.html#delta.read", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.schema": (
+                "20_data/delta.html#delta.schema",
+                "workbench/data/delta.py",
+            ),
+            "workbench.data.delta.Delta.verify": (
+                "20_data/delta.html#delta.verify",
+                "workbench/data/delta.py",
+            ),
+            "workbench.data.delta._File": ("20_data/delta.html#_file", "workbench/data/delta.py"),
+            "workbench.data.delta._check": ("20_data/delta.html#_check", "workbench/data/delta.py"),
+            "workbench.data.delta._files": ("20_data/delta.html#_files", "workbench/data/delta.py"),
+            "workbench.data.delta._options": ("20_data/delta.html#_options", "workbench/data/delta.py"),
+            "workbench.data.delta._outside": ("20_data/delta.html#_outside", "workbench/data/delta.py"),
+            "workbench.data.delta._refuse": ("20_data/delta.html#_refuse", "workbench/data/delta.py"),
+            "workbench.data.delta._table": ("20_data/delta.html#_table", "workbench/data/delta.py"),
+        },
+        "workbench.data.distance": {
+            "workbench.data.distance.Apart": ("20_data/distance.html#apart", "workbench/data/distance.py"),
+            "workbench.data.distance.apart": ("20_data/distance.html#apart", "workbench/data/distance.py"),
+            "workbench.data.distance.bin_names": (
+                "20_data/distance.html#bin_names",
+                "workbench/data/distance.py",
+            ),
+            "workbench.data.distance.binned": ("20_data/distance.html#binned", "workbench/data/distance.py"),
+            "workbench.data.distance.categories": (
+                "20_data/distance.html#categories",
+                "workbench/data/distance.py",
+            ),
+            "workbench.data.distance.chi2": ("20_data/distance.html#chi2", "workbench/data/distance.py"),
+            "workbench.data.distance.counted": (
+                "20_data/distance.html#counted",
+                "workbench/data/distance.py",
+            ),
+            "workbench.data.distance.curves": ("20_data/distance.html#curves", "workbench/data/distance.py"),
+            "workbench.data.distance.edges": ("20_data/distance.html#edges", "workbench/data/distance.py"),
+            "workbench.data.distance.gaps": ("20_data/distance.html#gaps", "workbench/data/distance.py"),
+            "workbench.data.distance.ks": ("20_data/distance.html#ks", "workbench/data/distance.py"),
+            "workbench.data.distance.psi": ("20_data/distance.html#psi", "workbench/data/distance.py"),
+            "workbench.data.distance.scale": ("20_data/distance.html#scale", "workbench/data/distance.py"),
+            "workbench.data.distance.wasserstein": (
+                "20_data/distance.html#wasserstein",
+                "workbench/data/distance.py",
+            ),
+        },
         "workbench.data.drift": {
             "workbench.data.drift.ColumnDrift": ("20_data/drift.html#columndrift", "workbench/data/drift.py"),
+            "workbench.data.drift.ColumnDrift.alarm": (
+                "20_data/drift.html#columndrift.alarm",
+                "workbench/data/drift.py",
+            ),
             "workbench.data.drift.DriftReport": ("20_data/drift.html#driftreport", "workbench/data/drift.py"),
             "workbench.data.drift.DriftReport.__str__": (
                 "20_data/drift.html#driftreport.__str__",
@@ -712,8 +1206,16 @@ d = {
                 "20_data/drift.html#driftreport._repr_html_",
                 "workbench/data/drift.py",
             ),
+            "workbench.data.drift.DriftReport.alarms": (
+                "20_data/drift.html#driftreport.alarms",
+                "workbench/data/drift.py",
+            ),
             "workbench.data.drift.DriftReport.drifted": (
                 "20_data/drift.html#driftreport.drifted",
+                "workbench/data/drift.py",
+            ),
+            "workbench.data.drift.DriftReport.false_alarms": (
+                "20_data/drift.html#driftreport.false_alarms",
                 "workbench/data/drift.py",
             ),
             "workbench.data.drift.DriftReport.level": (
@@ -724,32 +1226,49 @@ d = {
                 "20_data/drift.html#driftreport.plot",
                 "workbench/data/drift.py",
             ),
+            "workbench.data.drift.DriftReport.plots": (
+                "20_data/drift.html#driftreport.plots",
+                "workbench/data/drift.py",
+            ),
             "workbench.data.drift.DriftReport.table": (
                 "20_data/drift.html#driftreport.table",
                 "workbench/data/drift.py",
             ),
-            "workbench.data.drift._bin_names": ("20_data/drift.html#_bin_names", "workbench/data/drift.py"),
-            "workbench.data.drift._binned": ("20_data/drift.html#_binned", "workbench/data/drift.py"),
-            "workbench.data.drift._category_counts": (
-                "20_data/drift.html#_category_counts",
-                "workbench/data/drift.py",
-            ),
-            "workbench.data.drift._floats": ("20_data/drift.html#_floats", "workbench/data/drift.py"),
-            "workbench.data.drift._is_number": ("20_data/drift.html#_is_number", "workbench/data/drift.py"),
+            "workbench.data.drift._bars": ("20_data/drift.html#_bars", "workbench/data/drift.py"),
+            "workbench.data.drift._comparable": ("20_data/drift.html#_comparable", "workbench/data/drift.py"),
             "workbench.data.drift._level": ("20_data/drift.html#_level", "workbench/data/drift.py"),
             "workbench.data.drift._measure": ("20_data/drift.html#_measure", "workbench/data/drift.py"),
             "workbench.data.drift._moved": ("20_data/drift.html#_moved", "workbench/data/drift.py"),
-            "workbench.data.drift._number_counts": (
-                "20_data/drift.html#_number_counts",
-                "workbench/data/drift.py",
-            ),
             "workbench.data.drift._plain": ("20_data/drift.html#_plain", "workbench/data/drift.py"),
             "workbench.data.drift._plot": ("20_data/drift.html#_plot", "workbench/data/drift.py"),
+            "workbench.data.drift._plot_one": ("20_data/drift.html#_plot_one", "workbench/data/drift.py"),
+            "workbench.data.drift._row": ("20_data/drift.html#_row", "workbench/data/drift.py"),
+            "workbench.data.drift._sketch": ("20_data/drift.html#_sketch", "workbench/data/drift.py"),
             "workbench.data.drift._svg": ("20_data/drift.html#_svg", "workbench/data/drift.py"),
-            "workbench.data.drift._tallied": ("20_data/drift.html#_tallied", "workbench/data/drift.py"),
+            "workbench.data.drift._thin": ("20_data/drift.html#_thin", "workbench/data/drift.py"),
             "workbench.data.drift.drift": ("20_data/drift.html#drift", "workbench/data/drift.py"),
-            "workbench.data.drift.ks": ("20_data/drift.html#ks", "workbench/data/drift.py"),
-            "workbench.data.drift.psi": ("20_data/drift.html#psi", "workbench/data/drift.py"),
+        },
+        "workbench.data.duplicates": {
+            "workbench.data.duplicates._joined": (
+                "20_data/duplicates.html#_joined",
+                "workbench/data/duplicates.py",
+            ),
+            "workbench.data.duplicates._pairs": (
+                "20_data/duplicates.html#_pairs",
+                "workbench/data/duplicates.py",
+            ),
+            "workbench.data.duplicates._scale": (
+                "20_data/duplicates.html#_scale",
+                "workbench/data/duplicates.py",
+            ),
+            "workbench.data.duplicates.conflicting": (
+                "20_data/duplicates.html#conflicting",
+                "workbench/data/duplicates.py",
+            ),
+            "workbench.data.duplicates.duplicates": (
+                "20_data/duplicates.html#duplicates",
+                "workbench/data/duplicates.py",
+            ),
         },
         "workbench.data.feed": {
             "workbench.data.feed.Feed": ("20_data/feed.html#feed", "workbench/data/feed.py"),
@@ -763,55 +1282,906 @@ d = {
             ),
             "workbench.data.feed.Feed.__len__": ("20_data/feed.html#feed.__len__", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.__str__": ("20_data/feed.html#feed.__str__", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed._again": ("20_data/feed.html#feed._again", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed._checked": (
+                "20_data/feed.html#feed._checked",
+                "workbench/data/feed.py",
+            ),
+            "workbench.data.feed.Feed._judged": ("20_data/feed.html#feed._judged", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed._made": ("20_data/feed.html#feed._made", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed._mark": ("20_data/feed.html#feed._mark", "workbench/data/feed.py"),
             "workbench.data.feed.Feed._repr_html_": (
                 "20_data/feed.html#feed._repr_html_",
                 "workbench/data/feed.py",
             ),
+            "workbench.data.feed.Feed._work": ("20_data/feed.html#feed._work", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.batches": ("20_data/feed.html#feed.batches", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.check": ("20_data/feed.html#feed.check", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.columns": ("20_data/feed.html#feed.columns", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.concat": ("20_data/feed.html#feed.concat", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.files": ("20_data/feed.html#feed.files", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.fingerprint": (
                 "20_data/feed.html#feed.fingerprint",
                 "workbench/data/feed.py",
             ),
+            "workbench.data.feed.Feed.join": ("20_data/feed.html#feed.join", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.lazy": ("20_data/feed.html#feed.lazy", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.pieces": ("20_data/feed.html#feed.pieces", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.ray": ("20_data/feed.html#feed.ray", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.refresh": ("20_data/feed.html#feed.refresh", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.report": ("20_data/feed.html#feed.report", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.rows": ("20_data/feed.html#feed.rows", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.shared": ("20_data/feed.html#feed.shared", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.stream": ("20_data/feed.html#feed.stream", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.under": ("20_data/feed.html#feed.under", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.where": ("20_data/feed.html#feed.where", "workbench/data/feed.py"),
-            "workbench.data.feed.Report": ("20_data/feed.html#report", "workbench/data/feed.py"),
-            "workbench.data.feed.Report.__str__": (
-                "20_data/feed.html#report.__str__",
-                "workbench/data/feed.py",
-            ),
-            "workbench.data.feed.Report._repr_html_": (
-                "20_data/feed.html#report._repr_html_",
-                "workbench/data/feed.py",
-            ),
-            "workbench.data.feed.Report.share": ("20_data/feed.html#report.share", "workbench/data/feed.py"),
-            "workbench.data.feed._Batch": ("20_data/feed.html#_batch", "workbench/data/feed.py"),
-            "workbench.data.feed._Batch.keep": ("20_data/feed.html#_batch.keep", "workbench/data/feed.py"),
-            "workbench.data.feed._Refusal": ("20_data/feed.html#_refusal", "workbench/data/feed.py"),
-            "workbench.data.feed._Tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
-            "workbench.data.feed._Tally.add": ("20_data/feed.html#_tally.add", "workbench/data/feed.py"),
-            "workbench.data.feed._Tally.rules": ("20_data/feed.html#_tally.rules", "workbench/data/feed.py"),
-            "workbench.data.feed._any": ("20_data/feed.html#_any", "workbench/data/feed.py"),
-            "workbench.data.feed._beforehand": ("20_data/feed.html#_beforehand", "workbench/data/feed.py"),
-            "workbench.data.feed._braces": ("20_data/feed.html#_braces", "workbench/data/feed.py"),
-            "workbench.data.feed._broken": ("20_data/feed.html#_broken", "workbench/data/feed.py"),
-            "workbench.data.feed._chosen": ("20_data/feed.html#_chosen", "workbench/data/feed.py"),
-            "workbench.data.feed._content": ("20_data/feed.html#_content", "workbench/data/feed.py"),
             "workbench.data.feed._decide": ("20_data/feed.html#_decide", "workbench/data/feed.py"),
-            "workbench.data.feed._digest": ("20_data/feed.html#_digest", "workbench/data/feed.py"),
-            "workbench.data.feed._inspect": ("20_data/feed.html#_inspect", "workbench/data/feed.py"),
-            "workbench.data.feed._inspect_all": ("20_data/feed.html#_inspect_all", "workbench/data/feed.py"),
-            "workbench.data.feed._judge": ("20_data/feed.html#_judge", "workbench/data/feed.py"),
-            "workbench.data.feed._label": ("20_data/feed.html#_label", "workbench/data/feed.py"),
-            "workbench.data.feed._needed": ("20_data/feed.html#_needed", "workbench/data/feed.py"),
+            "workbench.data.feed._key": ("20_data/feed.html#_key", "workbench/data/feed.py"),
+            "workbench.data.feed._none": ("20_data/feed.html#_none", "workbench/data/feed.py"),
             "workbench.data.feed._publish": ("20_data/feed.html#_publish", "workbench/data/feed.py"),
-            "workbench.data.feed._quarantined": ("20_data/feed.html#_quarantined", "workbench/data/feed.py"),
-            "workbench.data.feed._read": ("20_data/feed.html#_read", "workbench/data/feed.py"),
-            "workbench.data.feed._resolve": ("20_data/feed.html#_resolve", "workbench/data/feed.py"),
             "workbench.data.feed._tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
+            "workbench.data.feed._verdicts": ("20_data/feed.html#_verdicts", "workbench/data/feed.py"),
+        },
+        "workbench.data.filesystem": {
+            "workbench.data.filesystem.FarFile": (
+                "20_data/filesystem.html#farfile",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.__init__": (
+                "20_data/filesystem.html#farfile.__init__",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile._try": (
+                "20_data/filesystem.html#farfile._try",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.read": (
+                "20_data/filesystem.html#farfile.read",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.readable": (
+                "20_data/filesystem.html#farfile.readable",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.readinto": (
+                "20_data/filesystem.html#farfile.readinto",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.seek": (
+                "20_data/filesystem.html#farfile.seek",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.seekable": (
+                "20_data/filesystem.html#farfile.seekable",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.size": (
+                "20_data/filesystem.html#farfile.size",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.FarFile.tell": (
+                "20_data/filesystem.html#farfile.tell",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.Gone": (
+                "20_data/filesystem.html#gone",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.Patience": (
+                "20_data/filesystem.html#patience",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.Stat": (
+                "20_data/filesystem.html#stat",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Http": (
+                "20_data/filesystem.html#_http",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Http.__init__": (
+                "20_data/filesystem.html#_http.__init__",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Http.fetch": (
+                "20_data/filesystem.html#_http.fetch",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Http.stat": (
+                "20_data/filesystem.html#_http.stat",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Store": (
+                "20_data/filesystem.html#_store",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Store.__init__": (
+                "20_data/filesystem.html#_store.__init__",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Store.fetch": (
+                "20_data/filesystem.html#_store.fetch",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._Store.stat": (
+                "20_data/filesystem.html#_store.stat",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._far": (
+                "20_data/filesystem.html#_far",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._filesystem": (
+                "20_data/filesystem.html#_filesystem",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._hopeless": (
+                "20_data/filesystem.html#_hopeless",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._is_data": (
+                "20_data/filesystem.html#_is_data",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._kind": (
+                "20_data/filesystem.html#_kind",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._matches": (
+                "20_data/filesystem.html#_matches",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._metadata": (
+                "20_data/filesystem.html#_metadata",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._patiently": (
+                "20_data/filesystem.html#_patiently",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._request": (
+                "20_data/filesystem.html#_request",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._split": (
+                "20_data/filesystem.html#_split",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem._within": (
+                "20_data/filesystem.html#_within",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.beside": (
+                "20_data/filesystem.html#beside",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.exists": (
+                "20_data/filesystem.html#exists",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.find": (
+                "20_data/filesystem.html#find",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.is_url": (
+                "20_data/filesystem.html#is_url",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.label": (
+                "20_data/filesystem.html#label",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.open_place": (
+                "20_data/filesystem.html#open_place",
+                "workbench/data/filesystem.py",
+            ),
+            "workbench.data.filesystem.stat": (
+                "20_data/filesystem.html#stat",
+                "workbench/data/filesystem.py",
+            ),
+        },
+        "workbench.data.images": {
+            "workbench.data.images.ImageSource": (
+                "20_data/images.html#imagesource",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource._names": (
+                "20_data/images.html#imagesource._names",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource.mark": (
+                "20_data/images.html#imagesource.mark",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource.parts": (
+                "20_data/images.html#imagesource.parts",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource.read": (
+                "20_data/images.html#imagesource.read",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource.schema": (
+                "20_data/images.html#imagesource.schema",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.ImageSource.verify": (
+                "20_data/images.html#imagesource.verify",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images._bytes": ("20_data/images.html#_bytes", "workbench/data/images.py"),
+            "workbench.data.images.image_series": (
+                "20_data/images.html#image_series",
+                "workbench/data/images.py",
+            ),
+            "workbench.data.images.pixels": ("20_data/images.html#pixels", "workbench/data/images.py"),
+            "workbench.data.images.write_images": (
+                "20_data/images.html#write_images",
+                "workbench/data/images.py",
+            ),
+        },
+        "workbench.data.ipc": {
+            "workbench.data.ipc.IpcSource": ("20_data/ipc.html#ipcsource", "workbench/data/ipc.py"),
+            "workbench.data.ipc.IpcSource._batches": (
+                "20_data/ipc.html#ipcsource._batches",
+                "workbench/data/ipc.py",
+            ),
+            "workbench.data.ipc.IpcSource._open": (
+                "20_data/ipc.html#ipcsource._open",
+                "workbench/data/ipc.py",
+            ),
+            "workbench.data.ipc.IpcSource.chunks": (
+                "20_data/ipc.html#ipcsource.chunks",
+                "workbench/data/ipc.py",
+            ),
+            "workbench.data.ipc.IpcSource.parts": (
+                "20_data/ipc.html#ipcsource.parts",
+                "workbench/data/ipc.py",
+            ),
+            "workbench.data.ipc.IpcSource.read": ("20_data/ipc.html#ipcsource.read", "workbench/data/ipc.py"),
+            "workbench.data.ipc.IpcSource.schema": (
+                "20_data/ipc.html#ipcsource.schema",
+                "workbench/data/ipc.py",
+            ),
+            "workbench.data.ipc._bounded": ("20_data/ipc.html#_bounded", "workbench/data/ipc.py"),
+            "workbench.data.ipc._index": ("20_data/ipc.html#_index", "workbench/data/ipc.py"),
+            "workbench.data.ipc.write_ipc": ("20_data/ipc.html#write_ipc", "workbench/data/ipc.py"),
+        },
+        "workbench.data.joint": {
+            "workbench.data.joint.Joint": ("20_data/joint.html#joint", "workbench/data/joint.py"),
+            "workbench.data.joint.Joint.__str__": (
+                "20_data/joint.html#joint.__str__",
+                "workbench/data/joint.py",
+            ),
+            "workbench.data.joint.Joint._repr_html_": (
+                "20_data/joint.html#joint._repr_html_",
+                "workbench/data/joint.py",
+            ),
+            "workbench.data.joint.Joint.alarm": ("20_data/joint.html#joint.alarm", "workbench/data/joint.py"),
+            "workbench.data.joint._auc": ("20_data/joint.html#_auc", "workbench/data/joint.py"),
+            "workbench.data.joint._encoded": ("20_data/joint.html#_encoded", "workbench/data/joint.py"),
+            "workbench.data.joint._parts": ("20_data/joint.html#_parts", "workbench/data/joint.py"),
+            "workbench.data.joint._ranks": ("20_data/joint.html#_ranks", "workbench/data/joint.py"),
+            "workbench.data.joint._sampled": ("20_data/joint.html#_sampled", "workbench/data/joint.py"),
+            "workbench.data.joint._told_apart": ("20_data/joint.html#_told_apart", "workbench/data/joint.py"),
+            "workbench.data.joint.joint": ("20_data/joint.html#joint", "workbench/data/joint.py"),
+        },
+        "workbench.data.jsonl": {
+            "workbench.data.jsonl.JsonlSource": ("20_data/jsonl.html#jsonlsource", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl.JsonlSource._head": (
+                "20_data/jsonl.html#jsonlsource._head",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.chunks": (
+                "20_data/jsonl.html#jsonlsource.chunks",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.columns": (
+                "20_data/jsonl.html#jsonlsource.columns",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.misfit": (
+                "20_data/jsonl.html#jsonlsource.misfit",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.parts": (
+                "20_data/jsonl.html#jsonlsource.parts",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.read": (
+                "20_data/jsonl.html#jsonlsource.read",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.rows": (
+                "20_data/jsonl.html#jsonlsource.rows",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl.JsonlSource.schema": (
+                "20_data/jsonl.html#jsonlsource.schema",
+                "workbench/data/jsonl.py",
+            ),
+            "workbench.data.jsonl._Row": ("20_data/jsonl.html#_row", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._constant": ("20_data/jsonl.html#_constant", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._frame": ("20_data/jsonl.html#_frame", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._index": ("20_data/jsonl.html#_index", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._kind": ("20_data/jsonl.html#_kind", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._rows": ("20_data/jsonl.html#_rows", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._sound": ("20_data/jsonl.html#_sound", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl._unique": ("20_data/jsonl.html#_unique", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl.series": ("20_data/jsonl.html#series", "workbench/data/jsonl.py"),
+            "workbench.data.jsonl.write_jsonl": ("20_data/jsonl.html#write_jsonl", "workbench/data/jsonl.py"),
+        },
+        "workbench.data.labels": {
+            "workbench.data.labels.Audit": ("20_data/labels.html#audit", "workbench/data/labels.py"),
+            "workbench.data.labels.Audit.__str__": (
+                "20_data/labels.html#audit.__str__",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit._issue": (
+                "20_data/labels.html#audit._issue",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit._repr_html_": (
+                "20_data/labels.html#audit._repr_html_",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.error_rate": (
+                "20_data/labels.html#audit.error_rate",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.ids": ("20_data/labels.html#audit.ids", "workbench/data/labels.py"),
+            "workbench.data.labels.Audit.measures": (
+                "20_data/labels.html#audit.measures",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.pairs": (
+                "20_data/labels.html#audit.pairs",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.plot": (
+                "20_data/labels.html#audit.plot",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.prune": (
+                "20_data/labels.html#audit.prune",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.rows": (
+                "20_data/labels.html#audit.rows",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.suggestion": (
+                "20_data/labels.html#audit.suggestion",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.table": (
+                "20_data/labels.html#audit.table",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels._checked": ("20_data/labels.html#_checked", "workbench/data/labels.py"),
+            "workbench.data.labels._confusion": (
+                "20_data/labels.html#_confusion",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels._issues": ("20_data/labels.html#_issues", "workbench/data/labels.py"),
+            "workbench.data.labels._plot": ("20_data/labels.html#_plot", "workbench/data/labels.py"),
+            "workbench.data.labels._rate": ("20_data/labels.html#_rate", "workbench/data/labels.py"),
+            "workbench.data.labels._rates": ("20_data/labels.html#_rates", "workbench/data/labels.py"),
+            "workbench.data.labels.audited": ("20_data/labels.html#audited", "workbench/data/labels.py"),
+            "workbench.data.labels.label_rates": (
+                "20_data/labels.html#label_rates",
+                "workbench/data/labels.py",
+            ),
+        },
+        "workbench.data.lazy": {
+            "workbench.data.lazy.LazySource": ("20_data/lazy.html#lazysource", "workbench/data/lazy.py"),
+            "workbench.data.lazy.LazySource.__init__": (
+                "20_data/lazy.html#lazysource.__init__",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource._frame": (
+                "20_data/lazy.html#lazysource._frame",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.chunks": (
+                "20_data/lazy.html#lazysource.chunks",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.columns": (
+                "20_data/lazy.html#lazysource.columns",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.mark": (
+                "20_data/lazy.html#lazysource.mark",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.name": (
+                "20_data/lazy.html#lazysource.name",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.parts": (
+                "20_data/lazy.html#lazysource.parts",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.read": (
+                "20_data/lazy.html#lazysource.read",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.rows": (
+                "20_data/lazy.html#lazysource.rows",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.schema": (
+                "20_data/lazy.html#lazysource.schema",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.LazySource.verify": (
+                "20_data/lazy.html#lazysource.verify",
+                "workbench/data/lazy.py",
+            ),
+            "workbench.data.lazy.joined": ("20_data/lazy.html#joined", "workbench/data/lazy.py"),
+            "workbench.data.lazy.merged": ("20_data/lazy.html#merged", "workbench/data/lazy.py"),
+        },
+        "workbench.data.limits": {
+            "workbench.data.limits.Limits": ("20_data/limits.html#limits", "workbench/data/limits.py"),
+            "workbench.data.limits.Limits.__str__": (
+                "20_data/limits.html#limits.__str__",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits.Limits._repr_html_": (
+                "20_data/limits.html#limits._repr_html_",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits.Limits.between": (
+                "20_data/limits.html#limits.between",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits.Limits.of": ("20_data/limits.html#limits.of", "workbench/data/limits.py"),
+            "workbench.data.limits.Limits.passed": (
+                "20_data/limits.html#limits.passed",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits.Limits.to_json": (
+                "20_data/limits.html#limits.to_json",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits._bin_distances": (
+                "20_data/limits.html#_bin_distances",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits._curve_distances": (
+                "20_data/limits.html#_curve_distances",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits._distances": (
+                "20_data/limits.html#_distances",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits._limits": ("20_data/limits.html#_limits", "workbench/data/limits.py"),
+            "workbench.data.limits._number_distances": (
+                "20_data/limits.html#_number_distances",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits._word_distances": (
+                "20_data/limits.html#_word_distances",
+                "workbench/data/limits.py",
+            ),
+            "workbench.data.limits.calibrate": ("20_data/limits.html#calibrate", "workbench/data/limits.py"),
+        },
+        "workbench.data.loader": {
+            "workbench.data.loader.Batches": ("20_data/loader.html#batches", "workbench/data/loader.py"),
+            "workbench.data.loader.Batches.__iter__": (
+                "20_data/loader.html#batches.__iter__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches.__len__": (
+                "20_data/loader.html#batches.__len__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches.__post_init__": (
+                "20_data/loader.html#batches.__post_init__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches.__str__": (
+                "20_data/loader.html#batches.__str__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._blocks": (
+                "20_data/loader.html#batches._blocks",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._edges": (
+                "20_data/loader.html#batches._edges",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._next": (
+                "20_data/loader.html#batches._next",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._order": (
+                "20_data/loader.html#batches._order",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._place": (
+                "20_data/loader.html#batches._place",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._quiet": (
+                "20_data/loader.html#batches._quiet",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._repr_html_": (
+                "20_data/loader.html#batches._repr_html_",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches._stand": (
+                "20_data/loader.html#batches._stand",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches.resume": (
+                "20_data/loader.html#batches.resume",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Batches.state": (
+                "20_data/loader.html#batches.state",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Cuda": ("20_data/loader.html#cuda", "workbench/data/loader.py"),
+            "workbench.data.loader.Cuda.__init__": (
+                "20_data/loader.html#cuda.__init__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Cuda.receive": (
+                "20_data/loader.html#cuda.receive",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Cuda.room": ("20_data/loader.html#cuda.room", "workbench/data/loader.py"),
+            "workbench.data.loader.Cuda.send": ("20_data/loader.html#cuda.send", "workbench/data/loader.py"),
+            "workbench.data.loader.Host": ("20_data/loader.html#host", "workbench/data/loader.py"),
+            "workbench.data.loader.Host.__init__": (
+                "20_data/loader.html#host.__init__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Host.receive": (
+                "20_data/loader.html#host.receive",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Host.room": ("20_data/loader.html#host.room", "workbench/data/loader.py"),
+            "workbench.data.loader.Host.send": ("20_data/loader.html#host.send", "workbench/data/loader.py"),
+            "workbench.data.loader.Pass": ("20_data/loader.html#pass", "workbench/data/loader.py"),
+            "workbench.data.loader.Pass.__init__": (
+                "20_data/loader.html#pass.__init__",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass._chunks": (
+                "20_data/loader.html#pass._chunks",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass._indices": (
+                "20_data/loader.html#pass._indices",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass._parts": (
+                "20_data/loader.html#pass._parts",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass._room": (
+                "20_data/loader.html#pass._room",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass._run": ("20_data/loader.html#pass._run", "workbench/data/loader.py"),
+            "workbench.data.loader.Pass._window": (
+                "20_data/loader.html#pass._window",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.Pass.close": (
+                "20_data/loader.html#pass.close",
+                "workbench/data/loader.py",
+            ),
+            "workbench.data.loader.landing": ("20_data/loader.html#landing", "workbench/data/loader.py"),
+            "workbench.data.loader.shape_of": ("20_data/loader.html#shape_of", "workbench/data/loader.py"),
+        },
+        "workbench.data.manifest": {
+            "workbench.data.manifest.Manifest": (
+                "20_data/manifest.html#manifest",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest.Manifest.to_json": (
+                "20_data/manifest.html#manifest.to_json",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest._blocks": (
+                "20_data/manifest.html#_blocks",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest._difference": (
+                "20_data/manifest.html#_difference",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest._hashes": (
+                "20_data/manifest.html#_hashes",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest._known": ("20_data/manifest.html#_known", "workbench/data/manifest.py"),
+            "workbench.data.manifest._note": ("20_data/manifest.html#_note", "workbench/data/manifest.py"),
+            "workbench.data.manifest._notes": ("20_data/manifest.html#_notes", "workbench/data/manifest.py"),
+            "workbench.data.manifest._ranges": (
+                "20_data/manifest.html#_ranges",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest._sha256": (
+                "20_data/manifest.html#_sha256",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest.content_id": (
+                "20_data/manifest.html#content_id",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest.fault": ("20_data/manifest.html#fault", "workbench/data/manifest.py"),
+            "workbench.data.manifest.manifest_of": (
+                "20_data/manifest.html#manifest_of",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest.published": (
+                "20_data/manifest.html#published",
+                "workbench/data/manifest.py",
+            ),
+            "workbench.data.manifest.read_manifest": (
+                "20_data/manifest.html#read_manifest",
+                "workbench/data/manifest.py",
+            ),
+        },
+        "workbench.data.onray": {
+            "workbench.data.onray.Work": ("20_data/onray.html#work", "workbench/data/onray.py"),
+            "workbench.data.onray.Work.tasks": ("20_data/onray.html#work.tasks", "workbench/data/onray.py"),
+            "workbench.data.onray.Work.verdicts": (
+                "20_data/onray.html#work.verdicts",
+                "workbench/data/onray.py",
+            ),
+            "workbench.data.onray._connected": ("20_data/onray.html#_connected", "workbench/data/onray.py"),
+            "workbench.data.onray._packed": ("20_data/onray.html#_packed", "workbench/data/onray.py"),
+            "workbench.data.onray._stream": ("20_data/onray.html#_stream", "workbench/data/onray.py"),
+            "workbench.data.onray._unpacked": ("20_data/onray.html#_unpacked", "workbench/data/onray.py"),
+            "workbench.data.onray.rows_on_ray": ("20_data/onray.html#rows_on_ray", "workbench/data/onray.py"),
+            "workbench.data.onray.verdicts_on_ray": (
+                "20_data/onray.html#verdicts_on_ray",
+                "workbench/data/onray.py",
+            ),
+        },
+        "workbench.data.packing": {
+            "workbench.data.packing.ColumnPacking": (
+                "20_data/packing.html#columnpacking",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.ColumnPacking.columns": (
+                "20_data/packing.html#columnpacking.columns",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.ColumnPacking.fill": (
+                "20_data/packing.html#columnpacking.fill",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.EncodedPacking": (
+                "20_data/packing.html#encodedpacking",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.EncodedPacking.fields": (
+                "20_data/packing.html#encodedpacking.fields",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.EncodedPacking.fill": (
+                "20_data/packing.html#encodedpacking.fill",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Field": ("20_data/packing.html#field", "workbench/data/packing.py"),
+            "workbench.data.packing.Field.empty": (
+                "20_data/packing.html#field.empty",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Field.row_bytes": (
+                "20_data/packing.html#field.row_bytes",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Packing": ("20_data/packing.html#packing", "workbench/data/packing.py"),
+            "workbench.data.packing.Packing.fill": (
+                "20_data/packing.html#packing.fill",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Piece": ("20_data/packing.html#piece", "workbench/data/packing.py"),
+            "workbench.data.packing.Piece.__str__": (
+                "20_data/packing.html#piece.__str__",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Piece.accepted": (
+                "20_data/packing.html#piece.accepted",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.Piece.mask": (
+                "20_data/packing.html#piece.mask",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing._array_rows": (
+                "20_data/packing.html#_array_rows",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing._field": ("20_data/packing.html#_field", "workbench/data/packing.py"),
+            "workbench.data.packing._flat": ("20_data/packing.html#_flat", "workbench/data/packing.py"),
+            "workbench.data.packing._is_array": (
+                "20_data/packing.html#_is_array",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing._kind": ("20_data/packing.html#_kind", "workbench/data/packing.py"),
+            "workbench.data.packing._lay": ("20_data/packing.html#_lay", "workbench/data/packing.py"),
+            "workbench.data.packing._values": ("20_data/packing.html#_values", "workbench/data/packing.py"),
+            "workbench.data.packing.pack": ("20_data/packing.html#pack", "workbench/data/packing.py"),
+            "workbench.data.packing.read_piece": (
+                "20_data/packing.html#read_piece",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.row_bytes": (
+                "20_data/packing.html#row_bytes",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.units": ("20_data/packing.html#units", "workbench/data/packing.py"),
+        },
+        "workbench.data.parquet": {
+            "workbench.data.parquet.ParquetSource": (
+                "20_data/parquet.html#parquetsource",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource._open": (
+                "20_data/parquet.html#parquetsource._open",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource._unfold": (
+                "20_data/parquet.html#parquetsource._unfold",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.chunks": (
+                "20_data/parquet.html#parquetsource.chunks",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.columns": (
+                "20_data/parquet.html#parquetsource.columns",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.parts": (
+                "20_data/parquet.html#parquetsource.parts",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.path": (
+                "20_data/parquet.html#parquetsource.path",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.read": (
+                "20_data/parquet.html#parquetsource.read",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.rows": (
+                "20_data/parquet.html#parquetsource.rows",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.schema": (
+                "20_data/parquet.html#parquetsource.schema",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.skips": (
+                "20_data/parquet.html#parquetsource.skips",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource.verify": (
+                "20_data/parquet.html#parquetsource.verify",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet._decoded": ("20_data/parquet.html#_decoded", "workbench/data/parquet.py"),
+            "workbench.data.parquet._empties": ("20_data/parquet.html#_empties", "workbench/data/parquet.py"),
+            "workbench.data.parquet._errors": ("20_data/parquet.html#_errors", "workbench/data/parquet.py"),
+            "workbench.data.parquet._footer": ("20_data/parquet.html#_footer", "workbench/data/parquet.py"),
+            "workbench.data.parquet._handle": ("20_data/parquet.html#_handle", "workbench/data/parquet.py"),
+            "workbench.data.parquet._stored": ("20_data/parquet.html#_stored", "workbench/data/parquet.py"),
+            "workbench.data.parquet.write_parquet": (
+                "20_data/parquet.html#write_parquet",
+                "workbench/data/parquet.py",
+            ),
+        },
+        "workbench.data.part": {
+            "workbench.data.part.Chunk": ("20_data/part.html#chunk", "workbench/data/part.py"),
+            "workbench.data.part.Part": ("20_data/part.html#part", "workbench/data/part.py"),
+            "workbench.data.part.Source": ("20_data/part.html#source", "workbench/data/part.py"),
+            "workbench.data.part.Source.batches": (
+                "20_data/part.html#source.batches",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.Source.chunks": (
+                "20_data/part.html#source.chunks",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.Source.columns": (
+                "20_data/part.html#source.columns",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.Source.empty": ("20_data/part.html#source.empty", "workbench/data/part.py"),
+            "workbench.data.part.Source.mark": ("20_data/part.html#source.mark", "workbench/data/part.py"),
+            "workbench.data.part.Source.misfit": (
+                "20_data/part.html#source.misfit",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.Source.name": ("20_data/part.html#source.name", "workbench/data/part.py"),
+            "workbench.data.part.Source.parts": ("20_data/part.html#source.parts", "workbench/data/part.py"),
+            "workbench.data.part.Source.read": ("20_data/part.html#source.read", "workbench/data/part.py"),
+            "workbench.data.part.Source.rows": ("20_data/part.html#source.rows", "workbench/data/part.py"),
+            "workbench.data.part.Source.schema": (
+                "20_data/part.html#source.schema",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.Source.skips": ("20_data/part.html#source.skips", "workbench/data/part.py"),
+            "workbench.data.part.Source.title": ("20_data/part.html#source.title", "workbench/data/part.py"),
+            "workbench.data.part.Source.verify": (
+                "20_data/part.html#source.verify",
+                "workbench/data/part.py",
+            ),
+            "workbench.data.part.cut": ("20_data/part.html#cut", "workbench/data/part.py"),
+            "workbench.data.part.fits": ("20_data/part.html#fits", "workbench/data/part.py"),
+            "workbench.data.part.once": ("20_data/part.html#once", "workbench/data/part.py"),
+            "workbench.data.part.reason": ("20_data/part.html#reason", "workbench/data/part.py"),
+        },
+        "workbench.data.raydata": {
+            "workbench.data.raydata.RaySource": (
+                "20_data/raydata.html#raysource",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.__getstate__": (
+                "20_data/raydata.html#raysource.__getstate__",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.__init__": (
+                "20_data/raydata.html#raysource.__init__",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource._block": (
+                "20_data/raydata.html#raysource._block",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource._blocks": (
+                "20_data/raydata.html#raysource._blocks",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource._mark": (
+                "20_data/raydata.html#raysource._mark",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.columns": (
+                "20_data/raydata.html#raysource.columns",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.mark": (
+                "20_data/raydata.html#raysource.mark",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.name": (
+                "20_data/raydata.html#raysource.name",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.parts": (
+                "20_data/raydata.html#raysource.parts",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.read": (
+                "20_data/raydata.html#raysource.read",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.schema": (
+                "20_data/raydata.html#raysource.schema",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.RaySource.verify": (
+                "20_data/raydata.html#raysource.verify",
+                "workbench/data/raydata.py",
+            ),
+            "workbench.data.raydata.is_dataset": (
+                "20_data/raydata.html#is_dataset",
+                "workbench/data/raydata.py",
+            ),
         },
         "workbench.data.recipe": {
             "workbench.data.recipe.Recipe": ("20_data/recipe.html#recipe", "workbench/data/recipe.py"),
@@ -893,6 +2263,29 @@ d = {
                 "workbench/data/recipe.py",
             ),
         },
+        "workbench.data.report": {
+            "workbench.data.report.Report": ("20_data/report.html#report", "workbench/data/report.py"),
+            "workbench.data.report.Report.__str__": (
+                "20_data/report.html#report.__str__",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report.Report._repr_html_": (
+                "20_data/report.html#report._repr_html_",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report.Report.share": (
+                "20_data/report.html#report.share",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report.Tally": ("20_data/report.html#tally", "workbench/data/report.py"),
+            "workbench.data.report.Tally.add": ("20_data/report.html#tally.add", "workbench/data/report.py"),
+            "workbench.data.report.Tally.rules": (
+                "20_data/report.html#tally.rules",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report.Verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
+            "workbench.data.report.verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
+        },
         "workbench.data.rule": {
             "workbench.data.rule.Rule": ("20_data/rule.html#rule", "workbench/data/rule.py"),
             "workbench.data.rule.Rule.__post_init__": (
@@ -910,90 +2303,431 @@ d = {
             "workbench.data.rule.polars_type": ("20_data/rule.html#polars_type", "workbench/data/rule.py"),
             "workbench.data.rule.roots": ("20_data/rule.html#roots", "workbench/data/rule.py"),
         },
+        "workbench.data.shuffle": {
+            "workbench.data.shuffle.Block": ("20_data/shuffle.html#block", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Cut": ("20_data/shuffle.html#cut", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Cut.rows": ("20_data/shuffle.html#cut.rows", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Leg": ("20_data/shuffle.html#leg", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Order": ("20_data/shuffle.html#order", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Order._mixed": (
+                "20_data/shuffle.html#order._mixed",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.plan": (
+                "20_data/shuffle.html#order.plan",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.unit_order": (
+                "20_data/shuffle.html#order.unit_order",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.work": (
+                "20_data/shuffle.html#order.work",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Plan": ("20_data/shuffle.html#plan", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Plan.__init__": (
+                "20_data/shuffle.html#plan.__init__",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Plan.blocks": (
+                "20_data/shuffle.html#plan.blocks",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Plan.windows": (
+                "20_data/shuffle.html#plan.windows",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle._lanes": ("20_data/shuffle.html#_lanes", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle._pair": ("20_data/shuffle.html#_pair", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle._taken": ("20_data/shuffle.html#_taken", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.bounds": ("20_data/shuffle.html#bounds", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.deal": ("20_data/shuffle.html#deal", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.dealt": ("20_data/shuffle.html#dealt", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.drawn": ("20_data/shuffle.html#drawn", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.left": ("20_data/shuffle.html#left", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.quality": ("20_data/shuffle.html#quality", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.share": ("20_data/shuffle.html#share", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.shuffled": ("20_data/shuffle.html#shuffled", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.unit_order": (
+                "20_data/shuffle.html#unit_order",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.whole": ("20_data/shuffle.html#whole", "workbench/data/shuffle.py"),
+        },
+        "workbench.data.sketch": {
+            "workbench.data.sketch.Numbers": ("20_data/sketch.html#numbers", "workbench/data/sketch.py"),
+            "workbench.data.sketch.Numbers._set": (
+                "20_data/sketch.html#numbers._set",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers._take": (
+                "20_data/sketch.html#numbers._take",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.add": (
+                "20_data/sketch.html#numbers.add",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.error": (
+                "20_data/sketch.html#numbers.error",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.merge": (
+                "20_data/sketch.html#numbers.merge",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.points": (
+                "20_data/sketch.html#numbers.points",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.quantile": (
+                "20_data/sketch.html#numbers.quantile",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.rows": (
+                "20_data/sketch.html#numbers.rows",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Numbers.to_json": (
+                "20_data/sketch.html#numbers.to_json",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile": ("20_data/sketch.html#profile", "workbench/data/sketch.py"),
+            "workbench.data.sketch.Profile.__init__": (
+                "20_data/sketch.html#profile.__init__",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.__str__": (
+                "20_data/sketch.html#profile.__str__",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile._add": (
+                "20_data/sketch.html#profile._add",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile._repr_html_": (
+                "20_data/sketch.html#profile._repr_html_",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.add": (
+                "20_data/sketch.html#profile.add",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.error": (
+                "20_data/sketch.html#profile.error",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.from_json": (
+                "20_data/sketch.html#profile.from_json",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.merge": (
+                "20_data/sketch.html#profile.merge",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.of": (
+                "20_data/sketch.html#profile.of",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.rows": (
+                "20_data/sketch.html#profile.rows",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Profile.to_json": (
+                "20_data/sketch.html#profile.to_json",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Words": ("20_data/sketch.html#words", "workbench/data/sketch.py"),
+            "workbench.data.sketch.Words._take": (
+                "20_data/sketch.html#words._take",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Words.add": ("20_data/sketch.html#words.add", "workbench/data/sketch.py"),
+            "workbench.data.sketch.Words.error": (
+                "20_data/sketch.html#words.error",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Words.merge": (
+                "20_data/sketch.html#words.merge",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Words.others": (
+                "20_data/sketch.html#words.others",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch.Words.to_json": (
+                "20_data/sketch.html#words.to_json",
+                "workbench/data/sketch.py",
+            ),
+            "workbench.data.sketch._keys": ("20_data/sketch.html#_keys", "workbench/data/sketch.py"),
+            "workbench.data.sketch._read": ("20_data/sketch.html#_read", "workbench/data/sketch.py"),
+            "workbench.data.sketch._seen": ("20_data/sketch.html#_seen", "workbench/data/sketch.py"),
+            "workbench.data.sketch._values": ("20_data/sketch.html#_values", "workbench/data/sketch.py"),
+            "workbench.data.sketch.floats": ("20_data/sketch.html#floats", "workbench/data/sketch.py"),
+            "workbench.data.sketch.is_number": ("20_data/sketch.html#is_number", "workbench/data/sketch.py"),
+            "workbench.data.sketch.sketch": ("20_data/sketch.html#sketch", "workbench/data/sketch.py"),
+        },
         "workbench.data.source": {
-            "workbench.data.source.CsvSource": ("20_data/source.html#csvsource", "workbench/data/source.py"),
-            "workbench.data.source.CsvSource._bad": (
-                "20_data/source.html#csvsource._bad",
+            "workbench.data.source.Partitioned": (
+                "20_data/source.html#partitioned",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource._lines": (
-                "20_data/source.html#csvsource._lines",
+            "workbench.data.source.Partitioned._own": (
+                "20_data/source.html#partitioned._own",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource._records": (
-                "20_data/source.html#csvsource._records",
+            "workbench.data.source.Partitioned.chunks": (
+                "20_data/source.html#partitioned.chunks",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource.batches": (
-                "20_data/source.html#csvsource.batches",
+            "workbench.data.source.Partitioned.loose": (
+                "20_data/source.html#partitioned.loose",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource.columns": (
-                "20_data/source.html#csvsource.columns",
+            "workbench.data.source.Partitioned.mark": (
+                "20_data/source.html#partitioned.mark",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource.empty": (
-                "20_data/source.html#csvsource.empty",
+            "workbench.data.source.Partitioned.misfit": (
+                "20_data/source.html#partitioned.misfit",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource.misfit": (
-                "20_data/source.html#csvsource.misfit",
+            "workbench.data.source.Partitioned.parts": (
+                "20_data/source.html#partitioned.parts",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.CsvSource.rows": (
-                "20_data/source.html#csvsource.rows",
+            "workbench.data.source.Partitioned.place": (
+                "20_data/source.html#partitioned.place",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource": (
-                "20_data/source.html#parquetsource",
+            "workbench.data.source.Partitioned.read": (
+                "20_data/source.html#partitioned.read",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource._damaged": (
-                "20_data/source.html#parquetsource._damaged",
+            "workbench.data.source.Partitioned.rows": (
+                "20_data/source.html#partitioned.rows",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource._open": (
-                "20_data/source.html#parquetsource._open",
+            "workbench.data.source.Partitioned.schema": (
+                "20_data/source.html#partitioned.schema",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource.batches": (
-                "20_data/source.html#parquetsource.batches",
+            "workbench.data.source.Partitioned.skips": (
+                "20_data/source.html#partitioned.skips",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource.columns": (
-                "20_data/source.html#parquetsource.columns",
+            "workbench.data.source.Partitioned.strict": (
+                "20_data/source.html#partitioned.strict",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource.empty": (
-                "20_data/source.html#parquetsource.empty",
+            "workbench.data.source.Partitioned.typed": (
+                "20_data/source.html#partitioned.typed",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource.misfit": (
-                "20_data/source.html#parquetsource.misfit",
+            "workbench.data.source.Partitioned.verify": (
+                "20_data/source.html#partitioned.verify",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.ParquetSource.rows": (
-                "20_data/source.html#parquetsource.rows",
+            "workbench.data.source._complete": ("20_data/source.html#_complete", "workbench/data/source.py"),
+            "workbench.data.source._files": ("20_data/source.html#_files", "workbench/data/source.py"),
+            "workbench.data.source._format": ("20_data/source.html#_format", "workbench/data/source.py"),
+            "workbench.data.source._head": ("20_data/source.html#_head", "workbench/data/source.py"),
+            "workbench.data.source._is_delta": ("20_data/source.html#_is_delta", "workbench/data/source.py"),
+            "workbench.data.source._is_local_delta": (
+                "20_data/source.html#_is_local_delta",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source._cast": ("20_data/source.html#_cast", "workbench/data/source.py"),
-            "workbench.data.source._cast_text": (
-                "20_data/source.html#_cast_text",
+            "workbench.data.source._is_object": (
+                "20_data/source.html#_is_object",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source._fits": ("20_data/source.html#_fits", "workbench/data/source.py"),
-            "workbench.data.source._moment": ("20_data/source.html#_moment", "workbench/data/source.py"),
-            "workbench.data.source._once": ("20_data/source.html#_once", "workbench/data/source.py"),
-            "workbench.data.source._texts": ("20_data/source.html#_texts", "workbench/data/source.py"),
+            "workbench.data.source._key": ("20_data/source.html#_key", "workbench/data/source.py"),
+            "workbench.data.source._root": ("20_data/source.html#_root", "workbench/data/source.py"),
+            "workbench.data.source._said": ("20_data/source.html#_said", "workbench/data/source.py"),
+            "workbench.data.source._suffix": ("20_data/source.html#_suffix", "workbench/data/source.py"),
+            "workbench.data.source.format_of": ("20_data/source.html#format_of", "workbench/data/source.py"),
             "workbench.data.source.open_source": (
                 "20_data/source.html#open_source",
                 "workbench/data/source.py",
             ),
-            "workbench.data.source.typed": ("20_data/source.html#typed", "workbench/data/source.py"),
-            "workbench.data.source.write_parquet": (
-                "20_data/source.html#write_parquet",
-                "workbench/data/source.py",
+            "workbench.data.source.sources": ("20_data/source.html#sources", "workbench/data/source.py"),
+        },
+        "workbench.data.sql": {
+            "workbench.data.sql.Sql": ("20_data/sql.html#sql", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.__post_init__": (
+                "20_data/sql.html#sql.__post_init__",
+                "workbench/data/sql.py",
             ),
+            "workbench.data.sql.Sql._asked": ("20_data/sql.html#sql._asked", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql._content": ("20_data/sql.html#sql._content", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql._from": ("20_data/sql.html#sql._from", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql._one": ("20_data/sql.html#sql._one", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql._ranges": ("20_data/sql.html#sql._ranges", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql._unmixed": ("20_data/sql.html#sql._unmixed", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.files": ("20_data/sql.html#sql.files", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.mark": ("20_data/sql.html#sql.mark", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.misfit": ("20_data/sql.html#sql.misfit", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.name": ("20_data/sql.html#sql.name", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.parts": ("20_data/sql.html#sql.parts", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.read": ("20_data/sql.html#sql.read", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.schema": ("20_data/sql.html#sql.schema", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.skips": ("20_data/sql.html#sql.skips", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.title": ("20_data/sql.html#sql.title", "workbench/data/sql.py"),
+            "workbench.data.sql.Sql.verify": ("20_data/sql.html#sql.verify", "workbench/data/sql.py"),
+            "workbench.data.sql._Adbc": ("20_data/sql.html#_adbc", "workbench/data/sql.py"),
+            "workbench.data.sql._Adbc.__init__": ("20_data/sql.html#_adbc.__init__", "workbench/data/sql.py"),
+            "workbench.data.sql._Adbc.close": ("20_data/sql.html#_adbc.close", "workbench/data/sql.py"),
+            "workbench.data.sql._Adbc.table": ("20_data/sql.html#_adbc.table", "workbench/data/sql.py"),
+            "workbench.data.sql._Alchemy": ("20_data/sql.html#_alchemy", "workbench/data/sql.py"),
+            "workbench.data.sql._Alchemy.__init__": (
+                "20_data/sql.html#_alchemy.__init__",
+                "workbench/data/sql.py",
+            ),
+            "workbench.data.sql._Alchemy.close": ("20_data/sql.html#_alchemy.close", "workbench/data/sql.py"),
+            "workbench.data.sql._Alchemy.table": ("20_data/sql.html#_alchemy.table", "workbench/data/sql.py"),
+            "workbench.data.sql._driver": ("20_data/sql.html#_driver", "workbench/data/sql.py"),
+            "workbench.data.sql._quoted": ("20_data/sql.html#_quoted", "workbench/data/sql.py"),
+            "workbench.data.sql._series": ("20_data/sql.html#_series", "workbench/data/sql.py"),
+            "workbench.data.sql._value": ("20_data/sql.html#_value", "workbench/data/sql.py"),
+            "workbench.data.sql._with_password": ("20_data/sql.html#_with_password", "workbench/data/sql.py"),
+        },
+        "workbench.data.stalls": {
+            "workbench.data.stalls.Mark": ("20_data/stalls.html#mark", "workbench/data/stalls.py"),
+            "workbench.data.stalls.Span": ("20_data/stalls.html#span", "workbench/data/stalls.py"),
+            "workbench.data.stalls.Stalls": ("20_data/stalls.html#stalls", "workbench/data/stalls.py"),
+            "workbench.data.stalls.Stalls.__enter__": (
+                "20_data/stalls.html#stalls.__enter__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.__exit__": (
+                "20_data/stalls.html#stalls.__exit__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.__init__": (
+                "20_data/stalls.html#stalls.__init__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.__str__": (
+                "20_data/stalls.html#stalls.__str__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._all": (
+                "20_data/stalls.html#stalls._all",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._note": (
+                "20_data/stalls.html#stalls._note",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._record": (
+                "20_data/stalls.html#stalls._record",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._repr_html_": (
+                "20_data/stalls.html#stalls._repr_html_",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._tell": (
+                "20_data/stalls.html#stalls._tell",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls._watch": (
+                "20_data/stalls.html#stalls._watch",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.guilty": (
+                "20_data/stalls.html#stalls.guilty",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.moved": (
+                "20_data/stalls.html#stalls.moved",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.share": (
+                "20_data/stalls.html#stalls.share",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.shares": (
+                "20_data/stalls.html#stalls.shares",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.stage": (
+                "20_data/stalls.html#stalls.stage",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.stages": (
+                "20_data/stalls.html#stalls.stages",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.Stalls.watch": (
+                "20_data/stalls.html#stalls.watch",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls._busy_ns": ("20_data/stalls.html#_busy_ns", "workbench/data/stalls.py"),
+            "workbench.data.stalls.arrived": ("20_data/stalls.html#arrived", "workbench/data/stalls.py"),
+            "workbench.data.stalls.blame": ("20_data/stalls.html#blame", "workbench/data/stalls.py"),
+            "workbench.data.stalls.note": ("20_data/stalls.html#note", "workbench/data/stalls.py"),
+            "workbench.data.stalls.reading": ("20_data/stalls.html#reading", "workbench/data/stalls.py"),
+            "workbench.data.stalls.reading.__enter__": (
+                "20_data/stalls.html#reading.__enter__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.reading.__exit__": (
+                "20_data/stalls.html#reading.__exit__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.reading.__init__": (
+                "20_data/stalls.html#reading.__init__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.stage": ("20_data/stalls.html#stage", "workbench/data/stalls.py"),
+            "workbench.data.stalls.stage.__enter__": (
+                "20_data/stalls.html#stage.__enter__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.stage.__exit__": (
+                "20_data/stalls.html#stage.__exit__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.stage.__init__": (
+                "20_data/stalls.html#stage.__init__",
+                "workbench/data/stalls.py",
+            ),
+            "workbench.data.stalls.stalls": ("20_data/stalls.html#stalls", "workbench/data/stalls.py"),
+            "workbench.data.stalls.stuck": ("20_data/stalls.html#stuck", "workbench/data/stalls.py"),
+        },
+        "workbench.data.text": {
+            "workbench.data.text.Line": ("20_data/text.html#line", "workbench/data/text.py"),
+            "workbench.data.text._Bounded": ("20_data/text.html#_bounded", "workbench/data/text.py"),
+            "workbench.data.text._Bounded.__init__": (
+                "20_data/text.html#_bounded.__init__",
+                "workbench/data/text.py",
+            ),
+            "workbench.data.text._Bounded.readable": (
+                "20_data/text.html#_bounded.readable",
+                "workbench/data/text.py",
+            ),
+            "workbench.data.text._Bounded.readinto": (
+                "20_data/text.html#_bounded.readinto",
+                "workbench/data/text.py",
+            ),
+            "workbench.data.text._skip": ("20_data/text.html#_skip", "workbench/data/text.py"),
+            "workbench.data.text._zstd": ("20_data/text.html#_zstd", "workbench/data/text.py"),
+            "workbench.data.text.bad_line": ("20_data/text.html#bad_line", "workbench/data/text.py"),
+            "workbench.data.text.lines": ("20_data/text.html#lines", "workbench/data/text.py"),
+            "workbench.data.text.open_text": ("20_data/text.html#open_text", "workbench/data/text.py"),
+            "workbench.data.text.packing_of": ("20_data/text.html#packing_of", "workbench/data/text.py"),
+        },
+        "workbench.data.where": {
+            "workbench.data.where.Comparison": ("20_data/where.html#comparison", "workbench/data/where.py"),
+            "workbench.data.where.Comparison.empties": (
+                "20_data/where.html#comparison.empties",
+                "workbench/data/where.py",
+            ),
+            "workbench.data.where._terms": ("20_data/where.html#_terms", "workbench/data/where.py"),
+            "workbench.data.where._unwrapped": ("20_data/where.html#_unwrapped", "workbench/data/where.py"),
+            "workbench.data.where.comparisons": ("20_data/where.html#comparisons", "workbench/data/where.py"),
         },
         "workbench.flights.features": {
             "workbench.flights.features.DelayNet": (
@@ -1049,6 +2783,75 @@ d = {
             "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.work": ("80_jobs/attempt.html#work", "workbench/jobs/attempt.py"),
         },
+        "workbench.jobs.cells": {
+            "workbench.jobs.cells.Call": ("80_jobs/cells.html#call", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.Part": ("80_jobs/cells.html#part", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.Part.names": ("80_jobs/cells.html#part.names", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk": ("80_jobs/cells.html#_walk", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk.__init__": (
+                "80_jobs/cells.html#_walk.__init__",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk._call": ("80_jobs/cells.html#_walk._call", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk._import": (
+                "80_jobs/cells.html#_walk._import",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk._one": ("80_jobs/cells.html#_walk._one", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk._scope": (
+                "80_jobs/cells.html#_walk._scope",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk.visit": ("80_jobs/cells.html#_walk.visit", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._given": ("80_jobs/cells.html#_given", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._later": ("80_jobs/cells.html#_later", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._literal": ("80_jobs/cells.html#_literal", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._local": ("80_jobs/cells.html#_local", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._part": ("80_jobs/cells.html#_part", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._plain": ("80_jobs/cells.html#_plain", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._root": ("80_jobs/cells.html#_root", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._settings": ("80_jobs/cells.html#_settings", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._targets": ("80_jobs/cells.html#_targets", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.mentions": ("80_jobs/cells.html#mentions", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.parts": ("80_jobs/cells.html#parts", "workbench/jobs/cells.py"),
+        },
+        "workbench.jobs.compare": {
+            "workbench.jobs.compare.Compared": ("80_jobs/compare.html#compared", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare.Compared.__str__": (
+                "80_jobs/compare.html#compared.__str__",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare.Compared.bad": (
+                "80_jobs/compare.html#compared.bad",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare._cell": ("80_jobs/compare.html#_cell", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._digest": ("80_jobs/compare.html#_digest", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._flat": ("80_jobs/compare.html#_flat", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._joined": ("80_jobs/compare.html#_joined", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._metric": ("80_jobs/compare.html#_metric", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._pictures": (
+                "80_jobs/compare.html#_pictures",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare._unlike": ("80_jobs/compare.html#_unlike", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare.answer": ("80_jobs/compare.html#answer", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare.compare_cells": (
+                "80_jobs/compare.html#compare_cells",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare.compare_metrics": (
+                "80_jobs/compare.html#compare_metrics",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare.first_difference": (
+                "80_jobs/compare.html#first_difference",
+                "workbench/jobs/compare.py",
+            ),
+            "workbench.jobs.compare.near": ("80_jobs/compare.html#near", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare.normal": ("80_jobs/compare.html#normal", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare.shown": ("80_jobs/compare.html#shown", "workbench/jobs/compare.py"),
+        },
         "workbench.jobs.control": {
             "workbench.jobs.control.JobLine": ("80_jobs/control.html#jobline", "workbench/jobs/control.py"),
             "workbench.jobs.control.JobLine.__str__": (
@@ -1086,6 +2889,44 @@ d = {
             "workbench.jobs.control.stop": ("80_jobs/control.html#stop", "workbench/jobs/control.py"),
             "workbench.jobs.control.upcoming": ("80_jobs/control.html#upcoming", "workbench/jobs/control.py"),
         },
+        "workbench.jobs.debug": {
+            "workbench.jobs.debug.Session": ("80_jobs/debug.html#session", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug.Session.__str__": (
+                "80_jobs/debug.html#session.__str__",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session._repr_html_": (
+                "80_jobs/debug.html#session._repr_html_",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session.call": (
+                "80_jobs/debug.html#session.call",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session.follow": (
+                "80_jobs/debug.html#session.follow",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session.page": (
+                "80_jobs/debug.html#session.page",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session.to_json": (
+                "80_jobs/debug.html#session.to_json",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug.Session.url": ("80_jobs/debug.html#session.url", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug._attach": ("80_jobs/debug.html#_attach", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug._command": ("80_jobs/debug.html#_command", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug._environment": (
+                "80_jobs/debug.html#_environment",
+                "workbench/jobs/debug.py",
+            ),
+            "workbench.jobs.debug._port": ("80_jobs/debug.html#_port", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug.attached": ("80_jobs/debug.html#attached", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug.end": ("80_jobs/debug.html#end", "workbench/jobs/debug.py"),
+            "workbench.jobs.debug.kernel_of": ("80_jobs/debug.html#kernel_of", "workbench/jobs/debug.py"),
+        },
         "workbench.jobs.dues": {
             "workbench.jobs.dues.Attempt": ("80_jobs/dues.html#attempt", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.Due": ("80_jobs/dues.html#due", "workbench/jobs/dues.py"),
@@ -1109,6 +2950,28 @@ d = {
             "workbench.jobs.dues.launching": ("80_jobs/dues.html#launching", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.prepare": ("80_jobs/dues.html#prepare", "workbench/jobs/dues.py"),
         },
+        "workbench.jobs.ending": {
+            "workbench.jobs.ending.Ending": ("80_jobs/ending.html#ending", "workbench/jobs/ending.py"),
+            "workbench.jobs.ending.Ending.status": (
+                "80_jobs/ending.html#ending.status",
+                "workbench/jobs/ending.py",
+            ),
+            "workbench.jobs.ending._failing_line": (
+                "80_jobs/ending.html#_failing_line",
+                "workbench/jobs/ending.py",
+            ),
+            "workbench.jobs.ending._raised": ("80_jobs/ending.html#_raised", "workbench/jobs/ending.py"),
+            "workbench.jobs.ending.ending_of": ("80_jobs/ending.html#ending_of", "workbench/jobs/ending.py"),
+            "workbench.jobs.ending.failed_cell": (
+                "80_jobs/ending.html#failed_cell",
+                "workbench/jobs/ending.py",
+            ),
+            "workbench.jobs.ending.thread_errors": (
+                "80_jobs/ending.html#thread_errors",
+                "workbench/jobs/ending.py",
+            ),
+            "workbench.jobs.ending.where": ("80_jobs/ending.html#where", "workbench/jobs/ending.py"),
+        },
         "workbench.jobs.engine": {
             "workbench.jobs.engine.Execution": ("80_jobs/engine.html#execution", "workbench/jobs/engine.py"),
             "workbench.jobs.engine.Execution.__init__": (
@@ -1131,70 +2994,25 @@ d = {
                 "80_jobs/engine.html#execution.exit_code",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine.Execution.kept": (
+                "80_jobs/engine.html#execution.kept",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Execution.pid": (
+                "80_jobs/engine.html#execution.pid",
+                "workbench/jobs/engine.py",
+            ),
             "workbench.jobs.engine.Execution.wait": (
                 "80_jobs/engine.html#execution.wait",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given": ("80_jobs/engine.html#given", "workbench/jobs/engine.py"),
-            "workbench.jobs.engine.Given.cleanup": (
-                "80_jobs/engine.html#given.cleanup",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.has_process": (
-                "80_jobs/engine.html#given.has_process",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.kill": (
-                "80_jobs/engine.html#given.kill",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.launch_kernel": (
-                "80_jobs/engine.html#given.launch_kernel",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.poll": (
-                "80_jobs/engine.html#given.poll",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.pre_launch": (
-                "80_jobs/engine.html#given.pre_launch",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.send_signal": (
-                "80_jobs/engine.html#given.send_signal",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.Given.wait": (
-                "80_jobs/engine.html#given.wait",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.QuickManager": (
-                "80_jobs/engine.html#quickmanager",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.QuickManager._async_finish_shutdown": (
-                "80_jobs/engine.html#quickmanager._async_finish_shutdown",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.RunningKernel": (
-                "80_jobs/engine.html#runningkernel",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.RunningKernel.poll": (
-                "80_jobs/engine.html#runningkernel.poll",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.RunningKernel.send_signal": (
-                "80_jobs/engine.html#runningkernel.send_signal",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine.RunningKernel.terminate": (
-                "80_jobs/engine.html#runningkernel.terminate",
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._Client": ("80_jobs/engine.html#_client", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._Client.__init__": (
                 "80_jobs/engine.html#_client.__init__",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client._async_cleanup_kernel": (
+                "80_jobs/engine.html#_client._async_cleanup_kernel",
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._Client.papermill_execute_cells": (
@@ -1222,33 +3040,11 @@ d = {
                 "80_jobs/engine.html#_executed.save",
                 "workbench/jobs/engine.py",
             ),
-            "workbench.jobs.engine._QuickClient": (
-                "80_jobs/engine.html#_quickclient",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine._QuickClient._async_wait_for_ready": (
-                "80_jobs/engine.html#_quickclient._async_wait_for_ready",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine._ThisPython": (
-                "80_jobs/engine.html#_thispython",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine._ThisPython.get_kernel_spec": (
-                "80_jobs/engine.html#_thispython.get_kernel_spec",
-                "workbench/jobs/engine.py",
-            ),
-            "workbench.jobs.engine._capped": ("80_jobs/engine.html#_capped", "workbench/jobs/engine.py"),
-            "workbench.jobs.engine._is_idle": ("80_jobs/engine.html#_is_idle", "workbench/jobs/engine.py"),
-            "workbench.jobs.engine._merged": ("80_jobs/engine.html#_merged", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._private_folder": (
                 "80_jobs/engine.html#_private_folder",
                 "workbench/jobs/engine.py",
             ),
-            "workbench.jobs.engine._size_bytes": (
-                "80_jobs/engine.html#_size_bytes",
-                "workbench/jobs/engine.py",
-            ),
+            "workbench.jobs.engine._raised": ("80_jobs/engine.html#_raised", "workbench/jobs/engine.py"),
         },
         "workbench.jobs.exports": {
             "workbench.jobs.exports._cannot": ("80_jobs/exports.html#_cannot", "workbench/jobs/exports.py"),
@@ -1267,6 +3063,167 @@ d = {
                 "workbench/jobs/exports.py",
             ),
             "workbench.jobs.exports.systemd": ("80_jobs/exports.html#systemd", "workbench/jobs/exports.py"),
+        },
+        "workbench.jobs.far": {
+            "workbench.jobs.far.Mailbox": ("80_jobs/far.html#mailbox", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.__init__": (
+                "80_jobs/far.html#mailbox.__init__",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far.Mailbox._expire": (
+                "80_jobs/far.html#mailbox._expire",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far.Mailbox.finish": ("80_jobs/far.html#mailbox.finish", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.look": ("80_jobs/far.html#mailbox.look", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.python": ("80_jobs/far.html#mailbox.python", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.read": ("80_jobs/far.html#mailbox.read", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.say": ("80_jobs/far.html#mailbox.say", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.stop": ("80_jobs/far.html#mailbox.stop", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.task": ("80_jobs/far.html#mailbox.task", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.write": ("80_jobs/far.html#mailbox.write", "workbench/jobs/far.py"),
+            "workbench.jobs.far._Following": ("80_jobs/far.html#_following", "workbench/jobs/far.py"),
+            "workbench.jobs.far._Following.__init__": (
+                "80_jobs/far.html#_following.__init__",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Following._fetch": (
+                "80_jobs/far.html#_following._fetch",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Following._silent_end": (
+                "80_jobs/far.html#_following._silent_end",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Following.leave": (
+                "80_jobs/far.html#_following.leave",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Following.step": (
+                "80_jobs/far.html#_following.step",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Relay": ("80_jobs/far.html#_relay", "workbench/jobs/far.py"),
+            "workbench.jobs.far._Relay.__init__": (
+                "80_jobs/far.html#_relay.__init__",
+                "workbench/jobs/far.py",
+            ),
+            "workbench.jobs.far._Relay.close": ("80_jobs/far.html#_relay.close", "workbench/jobs/far.py"),
+            "workbench.jobs.far._Relay.update": ("80_jobs/far.html#_relay.update", "workbench/jobs/far.py"),
+            "workbench.jobs.far._client": ("80_jobs/far.html#_client", "workbench/jobs/far.py"),
+            "workbench.jobs.far._execute": ("80_jobs/far.html#_execute", "workbench/jobs/far.py"),
+            "workbench.jobs.far._found": ("80_jobs/far.html#_found", "workbench/jobs/far.py"),
+            "workbench.jobs.far._interrupt": ("80_jobs/far.html#_interrupt", "workbench/jobs/far.py"),
+            "workbench.jobs.far._lines": ("80_jobs/far.html#_lines", "workbench/jobs/far.py"),
+            "workbench.jobs.far._prepare": ("80_jobs/far.html#_prepare", "workbench/jobs/far.py"),
+            "workbench.jobs.far._serve": ("80_jobs/far.html#_serve", "workbench/jobs/far.py"),
+            "workbench.jobs.far._submit": ("80_jobs/far.html#_submit", "workbench/jobs/far.py"),
+            "workbench.jobs.far._watched": ("80_jobs/far.html#_watched", "workbench/jobs/far.py"),
+            "workbench.jobs.far._when_ready": ("80_jobs/far.html#_when_ready", "workbench/jobs/far.py"),
+            "workbench.jobs.far.bridge": ("80_jobs/far.html#bridge", "workbench/jobs/far.py"),
+            "workbench.jobs.far.mailbox_name": ("80_jobs/far.html#mailbox_name", "workbench/jobs/far.py"),
+            "workbench.jobs.far.raised": ("80_jobs/far.html#raised", "workbench/jobs/far.py"),
+            "workbench.jobs.far.said": ("80_jobs/far.html#said", "workbench/jobs/far.py"),
+            "workbench.jobs.far.work": ("80_jobs/far.html#work", "workbench/jobs/far.py"),
+        },
+        "workbench.jobs.freeze": {
+            "workbench.jobs.freeze.CannotKeep": (
+                "80_jobs/freeze.html#cannotkeep",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer": ("80_jobs/freeze.html#freezer", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze.Freezer.__init__": (
+                "80_jobs/freeze.html#freezer.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._array": (
+                "80_jobs/freeze.html#freezer._array",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._beside": (
+                "80_jobs/freeze.html#freezer._beside",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._function": (
+                "80_jobs/freeze.html#freezer._function",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._heavy": (
+                "80_jobs/freeze.html#freezer._heavy",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._table": (
+                "80_jobs/freeze.html#freezer._table",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._torch": (
+                "80_jobs/freeze.html#freezer._torch",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.freeze": (
+                "80_jobs/freeze.html#freezer.freeze",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.identities": (
+                "80_jobs/freeze.html#freezer.identities",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.persistent_id": (
+                "80_jobs/freeze.html#freezer.persistent_id",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.reducer_override": (
+                "80_jobs/freeze.html#freezer.reducer_override",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.size_bytes": (
+                "80_jobs/freeze.html#freezer.size_bytes",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.TooLong": ("80_jobs/freeze.html#toolong", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Held": ("80_jobs/freeze.html#_held", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Held.__init__": (
+                "80_jobs/freeze.html#_held.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._Thaw": ("80_jobs/freeze.html#_thaw", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Thaw.__init__": (
+                "80_jobs/freeze.html#_thaw.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._Thaw.persistent_load": (
+                "80_jobs/freeze.html#_thaw.persistent_load",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._estimated": (
+                "80_jobs/freeze.html#_estimated",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._is_notebooks": (
+                "80_jobs/freeze.html#_is_notebooks",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._is_plain": ("80_jobs/freeze.html#_is_plain", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._own": ("80_jobs/freeze.html#_own", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._table": ("80_jobs/freeze.html#_table", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._tensor": ("80_jobs/freeze.html#_tensor", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._view": ("80_jobs/freeze.html#_view", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze.table_bytes": (
+                "80_jobs/freeze.html#table_bytes",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.thaw": ("80_jobs/freeze.html#thaw", "workbench/jobs/freeze.py"),
+        },
+        "workbench.jobs.inputs": {
+            "workbench.jobs.inputs._filled": ("80_jobs/inputs.html#_filled", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs._found": ("80_jobs/inputs.html#_found", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs._named": ("80_jobs/inputs.html#_named", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs._texts": ("80_jobs/inputs.html#_texts", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs.inputs": ("80_jobs/inputs.html#inputs", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs.mark": ("80_jobs/inputs.html#mark", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs.origin": ("80_jobs/inputs.html#origin", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs.settled": ("80_jobs/inputs.html#settled", "workbench/jobs/inputs.py"),
+            "workbench.jobs.inputs.stripped": ("80_jobs/inputs.html#stripped", "workbench/jobs/inputs.py"),
         },
         "workbench.jobs.jobsfile": {
             "workbench.jobs.jobsfile.Job": ("80_jobs/jobsfile.html#job", "workbench/jobs/jobsfile.py"),
@@ -1328,15 +3285,47 @@ d = {
                 "workbench/jobs/keeper.py",
             ),
             "workbench.jobs.keeper._reap": ("80_jobs/keeper.html#_reap", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper._remove": ("80_jobs/keeper.html#_remove", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper._sweep": ("80_jobs/keeper.html#_sweep", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper._wait": ("80_jobs/keeper.html#_wait", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper.die_with_parent": (
+                "80_jobs/keeper.html#die_with_parent",
+                "workbench/jobs/keeper.py",
+            ),
             "workbench.jobs.keeper.keep": ("80_jobs/keeper.html#keep", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper.keeper_command": (
                 "80_jobs/keeper.html#keeper_command",
                 "workbench/jobs/keeper.py",
             ),
+            "workbench.jobs.keeper.kept_until": (
+                "80_jobs/keeper.html#kept_until",
+                "workbench/jobs/keeper.py",
+            ),
             "workbench.jobs.keeper.killed_by": ("80_jobs/keeper.html#killed_by", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper.oom_kills": ("80_jobs/keeper.html#oom_kills", "workbench/jobs/keeper.py"),
+        },
+        "workbench.jobs.kept": {
+            "workbench.jobs.kept.Kept": ("80_jobs/kept.html#kept", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.Kept.__str__": ("80_jobs/kept.html#kept.__str__", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.Kept._repr_html_": (
+                "80_jobs/kept.html#kept._repr_html_",
+                "workbench/jobs/kept.py",
+            ),
+            "workbench.jobs.kept.Kept.connection": (
+                "80_jobs/kept.html#kept.connection",
+                "workbench/jobs/kept.py",
+            ),
+            "workbench.jobs.kept.Kept.here": ("80_jobs/kept.html#kept.here", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.Kept.left_s": ("80_jobs/kept.html#kept.left_s", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.Kept.to_json": ("80_jobs/kept.html#kept.to_json", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.Kept.until": ("80_jobs/kept.html#kept.until", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept._tidy": ("80_jobs/kept.html#_tidy", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.end": ("80_jobs/kept.html#end", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.hold": ("80_jobs/kept.html#hold", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.kept": ("80_jobs/kept.html#kept", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.note": ("80_jobs/kept.html#note", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.seconds": ("80_jobs/kept.html#seconds", "workbench/jobs/kept.py"),
+            "workbench.jobs.kept.spoken": ("80_jobs/kept.html#spoken", "workbench/jobs/kept.py"),
         },
         "workbench.jobs.kernels": {
             "workbench.jobs.kernels.Status": ("80_jobs/kernels.html#status", "workbench/jobs/kernels.py"),
@@ -1358,6 +3347,10 @@ d = {
             ),
             "workbench.jobs.kernels.WarmKernel._ended": (
                 "80_jobs/kernels.html#warmkernel._ended",
+                "workbench/jobs/kernels.py",
+            ),
+            "workbench.jobs.kernels.WarmKernel.leave": (
+                "80_jobs/kernels.html#warmkernel.leave",
                 "workbench/jobs/kernels.py",
             ),
             "workbench.jobs.kernels.WarmKernel.poll": (
@@ -1442,6 +3435,28 @@ d = {
             "workbench.jobs.lead._gone": ("80_jobs/lead.html#_gone", "workbench/jobs/lead.py"),
             "workbench.jobs.lead._is_stopped": ("80_jobs/lead.html#_is_stopped", "workbench/jobs/lead.py"),
             "workbench.jobs.lead.members": ("80_jobs/lead.html#members", "workbench/jobs/lead.py"),
+        },
+        "workbench.jobs.live": {
+            "workbench.jobs.live.LiveKernelManager": (
+                "80_jobs/live.html#livekernelmanager",
+                "workbench/jobs/live.py",
+            ),
+            "workbench.jobs.live.LiveKernelManager._tell": (
+                "80_jobs/live.html#livekernelmanager._tell",
+                "workbench/jobs/live.py",
+            ),
+            "workbench.jobs.live.LiveKernelManager.interrupt_kernel": (
+                "80_jobs/live.html#livekernelmanager.interrupt_kernel",
+                "workbench/jobs/live.py",
+            ),
+            "workbench.jobs.live.LiveKernelManager.restart_kernel": (
+                "80_jobs/live.html#livekernelmanager.restart_kernel",
+                "workbench/jobs/live.py",
+            ),
+            "workbench.jobs.live.LiveKernelManager.shutdown_kernel": (
+                "80_jobs/live.html#livekernelmanager.shutdown_kernel",
+                "workbench/jobs/live.py",
+            ),
         },
         "workbench.jobs.meter": {
             "workbench.jobs.meter.Meter": ("80_jobs/meter.html#meter", "workbench/jobs/meter.py"),
@@ -1577,6 +3592,63 @@ d = {
                 "workbench/jobs/notebook.py",
             ),
         },
+        "workbench.jobs.onray": {
+            "workbench.jobs.onray.Gone": ("80_jobs/onray.html#gone", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._Bridge": ("80_jobs/onray.html#_bridge", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._Bridge.__init__": (
+                "80_jobs/onray.html#_bridge.__init__",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Bridge._read": (
+                "80_jobs/onray.html#_bridge._read",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Bridge.close": (
+                "80_jobs/onray.html#_bridge.close",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Bridge.next": (
+                "80_jobs/onray.html#_bridge.next",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Bridge.order": (
+                "80_jobs/onray.html#_bridge.order",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Watch": ("80_jobs/onray.html#_watch", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._Watch._check": (
+                "80_jobs/onray.html#_watch._check",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Watch._show": (
+                "80_jobs/onray.html#_watch._show",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Watch.follow": (
+                "80_jobs/onray.html#_watch.follow",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._Watch.last_words": (
+                "80_jobs/onray.html#_watch.last_words",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._again": ("80_jobs/onray.html#_again", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._bridged": ("80_jobs/onray.html#_bridged", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._far": ("80_jobs/onray.html#_far", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._followed": ("80_jobs/onray.html#_followed", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._pack": ("80_jobs/onray.html#_pack", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._place": ("80_jobs/onray.html#_place", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._report": ("80_jobs/onray.html#_report", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._secret_files": (
+                "80_jobs/onray.html#_secret_files",
+                "workbench/jobs/onray.py",
+            ),
+            "workbench.jobs.onray._settings": ("80_jobs/onray.html#_settings", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._settle": ("80_jobs/onray.html#_settle", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray._whole": ("80_jobs/onray.html#_whole", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray.attach": ("80_jobs/onray.html#attach", "workbench/jobs/onray.py"),
+            "workbench.jobs.onray.run": ("80_jobs/onray.html#run", "workbench/jobs/onray.py"),
+        },
         "workbench.jobs.outcome": {
             "workbench.jobs.outcome._plain": ("80_jobs/outcome.html#_plain", "workbench/jobs/outcome.py"),
             "workbench.jobs.outcome._scalar": ("80_jobs/outcome.html#_scalar", "workbench/jobs/outcome.py"),
@@ -1585,6 +3657,58 @@ d = {
                 "workbench/jobs/outcome.py",
             ),
             "workbench.jobs.outcome.result": ("80_jobs/outcome.html#result", "workbench/jobs/outcome.py"),
+        },
+        "workbench.jobs.outputs": {
+            "workbench.jobs.outputs._size_bytes": (
+                "80_jobs/outputs.html#_size_bytes",
+                "workbench/jobs/outputs.py",
+            ),
+            "workbench.jobs.outputs.capped": ("80_jobs/outputs.html#capped", "workbench/jobs/outputs.py"),
+            "workbench.jobs.outputs.merged_outputs": (
+                "80_jobs/outputs.html#merged_outputs",
+                "workbench/jobs/outputs.py",
+            ),
+        },
+        "workbench.jobs.parcel": {
+            "workbench.jobs.parcel._files": ("80_jobs/parcel.html#_files", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._insert": ("80_jobs/parcel.html#_insert", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._opened": ("80_jobs/parcel.html#_opened", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._pack": ("80_jobs/parcel.html#_pack", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._place": ("80_jobs/parcel.html#_place", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._rows": ("80_jobs/parcel.html#_rows", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel._take_aliases": (
+                "80_jobs/parcel.html#_take_aliases",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel._take_versions": (
+                "80_jobs/parcel.html#_take_versions",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel._walked": ("80_jobs/parcel.html#_walked", "workbench/jobs/parcel.py"),
+            "workbench.jobs.parcel.pack_project": (
+                "80_jobs/parcel.html#pack_project",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel.pack_shelf": (
+                "80_jobs/parcel.html#pack_shelf",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel.pack_store": (
+                "80_jobs/parcel.html#pack_store",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel.project_files": (
+                "80_jobs/parcel.html#project_files",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel.unpack_shelf": (
+                "80_jobs/parcel.html#unpack_shelf",
+                "workbench/jobs/parcel.py",
+            ),
+            "workbench.jobs.parcel.unpack_store": (
+                "80_jobs/parcel.html#unpack_store",
+                "workbench/jobs/parcel.py",
+            ),
         },
         "workbench.jobs.pipeline": {
             "workbench.jobs.pipeline.Flow": ("80_jobs/pipeline.html#flow", "workbench/jobs/pipeline.py"),
@@ -1665,6 +3789,198 @@ d = {
                 "workbench/jobs/pipeline.py",
             ),
         },
+        "workbench.jobs.planning": {
+            "workbench.jobs.planning.Facts": ("80_jobs/planning.html#facts", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.Plan": ("80_jobs/planning.html#plan", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.Plan.__str__": (
+                "80_jobs/planning.html#plan.__str__",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.pieces": (
+                "80_jobs/planning.html#plan.pieces",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.restored": (
+                "80_jobs/planning.html#plan.restored",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.to_json": (
+                "80_jobs/planning.html#plan.to_json",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Step": ("80_jobs/planning.html#step", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.World": ("80_jobs/planning.html#world", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Did": ("80_jobs/planning.html#_did", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Past": ("80_jobs/planning.html#_past", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Past.__init__": (
+                "80_jobs/planning.html#_past.__init__",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk": ("80_jobs/planning.html#_walk", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Walk.__init__": (
+                "80_jobs/planning.html#_walk.__init__",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._bind": (
+                "80_jobs/planning.html#_walk._bind",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._changed": (
+                "80_jobs/planning.html#_walk._changed",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._is_pure": (
+                "80_jobs/planning.html#_walk._is_pure",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._is_setting": (
+                "80_jobs/planning.html#_walk._is_setting",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._part": (
+                "80_jobs/planning.html#_walk._part",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._reach": (
+                "80_jobs/planning.html#_walk._reach",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._set": (
+                "80_jobs/planning.html#_walk._set",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk._share": (
+                "80_jobs/planning.html#_walk._share",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk.cell": (
+                "80_jobs/planning.html#_walk.cell",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Walk.known": (
+                "80_jobs/planning.html#_walk.known",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._complete": (
+                "80_jobs/planning.html#_complete",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._content": (
+                "80_jobs/planning.html#_content",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._copy": ("80_jobs/planning.html#_copy", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._groups": (
+                "80_jobs/planning.html#_groups",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._guessed": (
+                "80_jobs/planning.html#_guessed",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._hash": ("80_jobs/planning.html#_hash", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._matches": (
+                "80_jobs/planning.html#_matches",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._outside": (
+                "80_jobs/planning.html#_outside",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._placed": (
+                "80_jobs/planning.html#_placed",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._why": ("80_jobs/planning.html#_why", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.decide": ("80_jobs/planning.html#decide", "workbench/jobs/planning.py"),
+        },
+        "workbench.jobs.provision": {
+            "workbench.jobs.provision.Given": ("80_jobs/provision.html#given", "workbench/jobs/provision.py"),
+            "workbench.jobs.provision.Given.cleanup": (
+                "80_jobs/provision.html#given.cleanup",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.has_process": (
+                "80_jobs/provision.html#given.has_process",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.kill": (
+                "80_jobs/provision.html#given.kill",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.launch_kernel": (
+                "80_jobs/provision.html#given.launch_kernel",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.poll": (
+                "80_jobs/provision.html#given.poll",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.pre_launch": (
+                "80_jobs/provision.html#given.pre_launch",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.send_signal": (
+                "80_jobs/provision.html#given.send_signal",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.Given.wait": (
+                "80_jobs/provision.html#given.wait",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.QuickClient": (
+                "80_jobs/provision.html#quickclient",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.QuickClient._async_wait_for_ready": (
+                "80_jobs/provision.html#quickclient._async_wait_for_ready",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.QuickManager": (
+                "80_jobs/provision.html#quickmanager",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.QuickManager._async_finish_shutdown": (
+                "80_jobs/provision.html#quickmanager._async_finish_shutdown",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.QuickManager.leave": (
+                "80_jobs/provision.html#quickmanager.leave",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.RunningKernel": (
+                "80_jobs/provision.html#runningkernel",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.RunningKernel.leave": (
+                "80_jobs/provision.html#runningkernel.leave",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.RunningKernel.poll": (
+                "80_jobs/provision.html#runningkernel.poll",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.RunningKernel.send_signal": (
+                "80_jobs/provision.html#runningkernel.send_signal",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.RunningKernel.terminate": (
+                "80_jobs/provision.html#runningkernel.terminate",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.ThisPython": (
+                "80_jobs/provision.html#thispython",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision.ThisPython.get_kernel_spec": (
+                "80_jobs/provision.html#thispython.get_kernel_spec",
+                "workbench/jobs/provision.py",
+            ),
+            "workbench.jobs.provision._is_idle": (
+                "80_jobs/provision.html#_is_idle",
+                "workbench/jobs/provision.py",
+            ),
+        },
         "workbench.jobs.report": {
             "workbench.jobs.report._allowed": ("80_jobs/report.html#_allowed", "workbench/jobs/report.py"),
             "workbench.jobs.report._cut": ("80_jobs/report.html#_cut", "workbench/jobs/report.py"),
@@ -1678,12 +3994,122 @@ d = {
                 "workbench/jobs/report.py",
             ),
         },
-        "workbench.jobs.runner": {
-            "workbench.jobs.runner._Ending": ("80_jobs/runner.html#_ending", "workbench/jobs/runner.py"),
-            "workbench.jobs.runner._Ending.status": (
-                "80_jobs/runner.html#_ending.status",
-                "workbench/jobs/runner.py",
+        "workbench.jobs.reproduce": {
+            "workbench.jobs.reproduce.Difference": (
+                "80_jobs/reproduce.html#difference",
+                "workbench/jobs/reproduce.py",
             ),
+            "workbench.jobs.reproduce.Difference.__str__": (
+                "80_jobs/reproduce.html#difference.__str__",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Input": ("80_jobs/reproduce.html#input", "workbench/jobs/reproduce.py"),
+            "workbench.jobs.reproduce.Input.__str__": (
+                "80_jobs/reproduce.html#input.__str__",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Input.differs": (
+                "80_jobs/reproduce.html#input.differs",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction": (
+                "80_jobs/reproduce.html#reproduction",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction.__str__": (
+                "80_jobs/reproduce.html#reproduction.__str__",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction._answers": (
+                "80_jobs/reproduce.html#reproduction._answers",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction._code_note": (
+                "80_jobs/reproduce.html#reproduction._code_note",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction._repr_html_": (
+                "80_jobs/reproduce.html#reproduction._repr_html_",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction.differing": (
+                "80_jobs/reproduce.html#reproduction.differing",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction.reproduced": (
+                "80_jobs/reproduce.html#reproduction.reproduced",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.Reproduction.to_json": (
+                "80_jobs/reproduce.html#reproduction.to_json",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._adopt": (
+                "80_jobs/reproduce.html#_adopt",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._asked": (
+                "80_jobs/reproduce.html#_asked",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._book": ("80_jobs/reproduce.html#_book", "workbench/jobs/reproduce.py"),
+            "workbench.jobs.reproduce._bring": (
+                "80_jobs/reproduce.html#_bring",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._checked": (
+                "80_jobs/reproduce.html#_checked",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._compared": (
+                "80_jobs/reproduce.html#_compared",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._copied": (
+                "80_jobs/reproduce.html#_copied",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._files": (
+                "80_jobs/reproduce.html#_files",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._git": ("80_jobs/reproduce.html#_git", "workbench/jobs/reproduce.py"),
+            "workbench.jobs.reproduce._imports": (
+                "80_jobs/reproduce.html#_imports",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._kernel_environment": (
+                "80_jobs/reproduce.html#_kernel_environment",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._link": ("80_jobs/reproduce.html#_link", "workbench/jobs/reproduce.py"),
+            "workbench.jobs.reproduce._patch_of": (
+                "80_jobs/reproduce.html#_patch_of",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._place": (
+                "80_jobs/reproduce.html#_place",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._rerun": (
+                "80_jobs/reproduce.html#_rerun",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce._restored": (
+                "80_jobs/reproduce.html#_restored",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.again": ("80_jobs/reproduce.html#again", "workbench/jobs/reproduce.py"),
+            "workbench.jobs.reproduce.environment_differences": (
+                "80_jobs/reproduce.html#environment_differences",
+                "workbench/jobs/reproduce.py",
+            ),
+            "workbench.jobs.reproduce.reproduce": (
+                "80_jobs/reproduce.html#reproduce",
+                "workbench/jobs/reproduce.py",
+            ),
+        },
+        "workbench.jobs.runner": {
             "workbench.jobs.runner._Limits": ("80_jobs/runner.html#_limits", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._Limits.check": (
                 "80_jobs/runner.html#_limits.check",
@@ -1693,7 +4119,7 @@ d = {
                 "80_jobs/runner.html#_limits.passed",
                 "workbench/jobs/runner.py",
             ),
-            "workbench.jobs.runner._ending": ("80_jobs/runner.html#_ending", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._ended": ("80_jobs/runner.html#_ended", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._environment": (
                 "80_jobs/runner.html#_environment",
                 "workbench/jobs/runner.py",
@@ -1703,28 +4129,16 @@ d = {
                 "80_jobs/runner.html#_expected_s",
                 "workbench/jobs/runner.py",
             ),
-            "workbench.jobs.runner._failed_cell": (
-                "80_jobs/runner.html#_failed_cell",
-                "workbench/jobs/runner.py",
-            ),
-            "workbench.jobs.runner._failing_line": (
-                "80_jobs/runner.html#_failing_line",
-                "workbench/jobs/runner.py",
-            ),
             "workbench.jobs.runner._follow": ("80_jobs/runner.html#_follow", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._keep": ("80_jobs/runner.html#_keep", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._kept": ("80_jobs/runner.html#_kept", "workbench/jobs/runner.py"),
+            "workbench.jobs.runner._made_of": ("80_jobs/runner.html#_made_of", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._prepare": ("80_jobs/runner.html#_prepare", "workbench/jobs/runner.py"),
-            "workbench.jobs.runner._raised": ("80_jobs/runner.html#_raised", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._store_said": (
                 "80_jobs/runner.html#_store_said",
                 "workbench/jobs/runner.py",
             ),
-            "workbench.jobs.runner._thread_errors": (
-                "80_jobs/runner.html#_thread_errors",
-                "workbench/jobs/runner.py",
-            ),
             "workbench.jobs.runner._warm": ("80_jobs/runner.html#_warm", "workbench/jobs/runner.py"),
-            "workbench.jobs.runner._where": ("80_jobs/runner.html#_where", "workbench/jobs/runner.py"),
             "workbench.jobs.runner.run": ("80_jobs/runner.html#run", "workbench/jobs/runner.py"),
         },
         "workbench.jobs.schedule": {
@@ -1959,6 +4373,81 @@ d = {
             ),
             "workbench.jobs.secret.present": ("80_jobs/secret.html#present", "workbench/jobs/secret.py"),
         },
+        "workbench.jobs.snapshot": {
+            "workbench.jobs.snapshot.Piece": ("80_jobs/snapshot.html#piece", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.Piece.digest": (
+                "80_jobs/snapshot.html#piece.digest",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._State": ("80_jobs/snapshot.html#_state", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._State.__init__": (
+                "80_jobs/snapshot.html#_state.__init__",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._bytes": ("80_jobs/snapshot.html#_bytes", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._clean": ("80_jobs/snapshot.html#_clean", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._groups": (
+                "80_jobs/snapshot.html#_groups",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._keep_states": (
+                "80_jobs/snapshot.html#_keep_states",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._look": ("80_jobs/snapshot.html#_look", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._lose": ("80_jobs/snapshot.html#_lose", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._mark": ("80_jobs/snapshot.html#_mark", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._namespace": (
+                "80_jobs/snapshot.html#_namespace",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._numpy_text": (
+                "80_jobs/snapshot.html#_numpy_text",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._opened": (
+                "80_jobs/snapshot.html#_opened",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._quiet": ("80_jobs/snapshot.html#_quiet", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._secrets": (
+                "80_jobs/snapshot.html#_secrets",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._sections": (
+                "80_jobs/snapshot.html#_sections",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._store": ("80_jobs/snapshot.html#_store", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._taken": ("80_jobs/snapshot.html#_taken", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._used": ("80_jobs/snapshot.html#_used", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._users": ("80_jobs/snapshot.html#_users", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._write": ("80_jobs/snapshot.html#_write", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.fetch": ("80_jobs/snapshot.html#fetch", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.place": ("80_jobs/snapshot.html#place", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.start": ("80_jobs/snapshot.html#start", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.take": ("80_jobs/snapshot.html#take", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.verify": ("80_jobs/snapshot.html#verify", "workbench/jobs/snapshot.py"),
+        },
+        "workbench.jobs.traces": {
+            "workbench.jobs.traces._hear": ("80_jobs/traces.html#_hear", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._inside": ("80_jobs/traces.html#_inside", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._named": ("80_jobs/traces.html#_named", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._ours": ("80_jobs/traces.html#_ours", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._values": ("80_jobs/traces.html#_values", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.changed_process": (
+                "80_jobs/traces.html#changed_process",
+                "workbench/jobs/traces.py",
+            ),
+            "workbench.jobs.traces.digest": ("80_jobs/traces.html#digest", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.files": ("80_jobs/traces.html#files", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.listen": ("80_jobs/traces.html#listen", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.modules": ("80_jobs/traces.html#modules", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.put_back": ("80_jobs/traces.html#put_back", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.same": ("80_jobs/traces.html#same", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.stamp": ("80_jobs/traces.html#stamp", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.states": ("80_jobs/traces.html#states", "workbench/jobs/traces.py"),
+        },
         "workbench.jobs.waiting": {
             "workbench.jobs.waiting.Keeper": ("80_jobs/waiting.html#keeper", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting.Keeper.__init__": (
@@ -2084,6 +4573,10 @@ d = {
                 "workbench/jobs/zygote.py",
             ),
         },
+        "workbench.lab.labels": {
+            "workbench.lab.labels.decisions": ("90_lab/labels.html#decisions", "workbench/lab/labels.py"),
+            "workbench.lab.labels.panel": ("90_lab/labels.html#panel", "workbench/lab/labels.py"),
+        },
         "workbench.lab.panels": {
             "workbench.lab.panels.DirectComm": ("90_lab/panels.html#directcomm", "workbench/lab/panels.py"),
             "workbench.lab.panels.DirectComm.publish_msg": (
@@ -2132,6 +4625,73 @@ d = {
             "workbench.lab.panels.curve": ("90_lab/panels.html#curve", "workbench/lab/panels.py"),
             "workbench.lab.panels.duration": ("90_lab/panels.html#duration", "workbench/lab/panels.py"),
             "workbench.lab.panels.line": ("90_lab/panels.html#line", "workbench/lab/panels.py"),
+        },
+        "workbench.lab.relabel": {
+            "workbench.lab.relabel.Relabel": ("90_lab/relabel.html#relabel", "workbench/lab/relabel.py"),
+            "workbench.lab.relabel.Relabel.__init__": (
+                "90_lab/relabel.html#relabel.__init__",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel.__repr__": (
+                "90_lab/relabel.html#relabel.__repr__",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._button": (
+                "90_lab/relabel.html#relabel._button",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._decide": (
+                "90_lab/relabel.html#relabel._decide",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._next": (
+                "90_lab/relabel.html#relabel._next",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._on_typed": (
+                "90_lab/relabel.html#relabel._on_typed",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._others": (
+                "90_lab/relabel.html#relabel._others",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._page": (
+                "90_lab/relabel.html#relabel._page",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._question": (
+                "90_lab/relabel.html#relabel._question",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._repr_mimebundle_": (
+                "90_lab/relabel.html#relabel._repr_mimebundle_",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._undo": (
+                "90_lab/relabel.html#relabel._undo",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel._widgets": (
+                "90_lab/relabel.html#relabel._widgets",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel.press": (
+                "90_lab/relabel.html#relabel.press",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel.Relabel.row": (
+                "90_lab/relabel.html#relabel.row",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel._image": ("90_lab/relabel.html#_image", "workbench/lab/relabel.py"),
+            "workbench.lab.relabel._is_picture": (
+                "90_lab/relabel.html#_is_picture",
+                "workbench/lab/relabel.py",
+            ),
+            "workbench.lab.relabel._shown": ("90_lab/relabel.html#_shown", "workbench/lab/relabel.py"),
+            "workbench.lab.relabel._square": ("90_lab/relabel.html#_square", "workbench/lab/relabel.py"),
+            "workbench.lab.relabel.png": ("90_lab/relabel.html#png", "workbench/lab/relabel.py"),
         },
         "workbench.models.bundle": {
             "workbench.models.bundle.Bundle": ("30_models/bundle.html#bundle", "workbench/models/bundle.py"),
@@ -2440,6 +5000,10 @@ d = {
                 "60_release/evidence.html#_ask",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._audited": (
+                "60_release/evidence.html#_audited",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._check_given": (
                 "60_release/evidence.html#_check_given",
                 "workbench/release/evidence.py",
@@ -2507,6 +5071,10 @@ d = {
             "workbench.release.gates._gain": ("60_release/gates.html#_gain", "workbench/release/gates.py"),
             "workbench.release.gates._known": ("60_release/gates.html#_known", "workbench/release/gates.py"),
             "workbench.release.gates._line": ("60_release/gates.html#_line", "workbench/release/gates.py"),
+            "workbench.release.gates._of_labels": (
+                "60_release/gates.html#_of_labels",
+                "workbench/release/gates.py",
+            ),
             "workbench.release.gates._over_baseline": (
                 "60_release/gates.html#_over_baseline",
                 "workbench/release/gates.py",
@@ -2540,6 +5108,20 @@ d = {
             "workbench.release.gates.right_size": (
                 "60_release/gates.html#right_size",
                 "workbench/release/gates.py",
+            ),
+        },
+        "workbench.release.labelgate": {
+            "workbench.release.labelgate._row": (
+                "60_release/labelgate.html#_row",
+                "workbench/release/labelgate.py",
+            ),
+            "workbench.release.labelgate.gate_labels": (
+                "60_release/labelgate.html#gate_labels",
+                "workbench/release/labelgate.py",
+            ),
+            "workbench.release.labelgate.judge_labels": (
+                "60_release/labelgate.html#judge_labels",
+                "workbench/release/labelgate.py",
             ),
         },
         "workbench.release.registry": {
@@ -2953,6 +5535,30 @@ d = {
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
             "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
         },
+        "workbench.train.labels": {
+            "workbench.train.labels._column": ("40_train/labels.html#_column", "workbench/train/labels.py"),
+            "workbench.train.labels._encoded": ("40_train/labels.html#_encoded", "workbench/train/labels.py"),
+            "workbench.train.labels._estimator": (
+                "40_train/labels.html#_estimator",
+                "workbench/train/labels.py",
+            ),
+            "workbench.train.labels._judge": ("40_train/labels.html#_judge", "workbench/train/labels.py"),
+            "workbench.train.labels._logistic": (
+                "40_train/labels.html#_logistic",
+                "workbench/train/labels.py",
+            ),
+            "workbench.train.labels._named": ("40_train/labels.html#_named", "workbench/train/labels.py"),
+            "workbench.train.labels._net": ("40_train/labels.html#_net", "workbench/train/labels.py"),
+            "workbench.train.labels._rows": ("40_train/labels.html#_rows", "workbench/train/labels.py"),
+            "workbench.train.labels._scaled": ("40_train/labels.html#_scaled", "workbench/train/labels.py"),
+            "workbench.train.labels._splits": ("40_train/labels.html#_splits", "workbench/train/labels.py"),
+            "workbench.train.labels.audit": ("40_train/labels.html#audit", "workbench/train/labels.py"),
+            "workbench.train.labels.folds": ("40_train/labels.html#folds", "workbench/train/labels.py"),
+            "workbench.train.labels.out_of_sample": (
+                "40_train/labels.html#out_of_sample",
+                "workbench/train/labels.py",
+            ),
+        },
         "workbench.train.loop": {
             "workbench.train.loop.Arrays": ("40_train/loop.html#arrays", "workbench/train/loop.py"),
             "workbench.train.loop.Arrays.check": (
@@ -3020,6 +5626,7 @@ d = {
         },
         "workbench.train.rows": {
             "workbench.train.rows.Rows": ("40_train/rows.html#rows", "workbench/train/rows.py"),
+            "workbench.train.rows._decided": ("40_train/rows.html#_decided", "workbench/train/rows.py"),
             "workbench.train.rows._encoded": ("40_train/rows.html#_encoded", "workbench/train/rows.py"),
             "workbench.train.rows.asked": ("40_train/rows.html#asked", "workbench/train/rows.py"),
             "workbench.train.rows.encoded": ("40_train/rows.html#encoded", "workbench/train/rows.py"),
@@ -3055,31 +5662,15 @@ d = {
             "workbench.train.scale._as_dict": ("40_train/scale.html#_as_dict", "workbench/train/scale.py"),
             "workbench.train.scale._error": ("40_train/scale.html#_error", "workbench/train/scale.py"),
             "workbench.train.scale._follow": ("40_train/scale.html#_follow", "workbench/train/scale.py"),
-            "workbench.train.scale._guard": ("40_train/scale.html#_guard", "workbench/train/scale.py"),
             "workbench.train.scale._launch": ("40_train/scale.html#_launch", "workbench/train/scale.py"),
-            "workbench.train.scale._local": ("40_train/scale.html#_local", "workbench/train/scale.py"),
-            "workbench.train.scale._processes": (
-                "40_train/scale.html#_processes",
-                "workbench/train/scale.py",
-            ),
             "workbench.train.scale._result": ("40_train/scale.html#_result", "workbench/train/scale.py"),
-            "workbench.train.scale._roomy": ("40_train/scale.html#_roomy", "workbench/train/scale.py"),
             "workbench.train.scale._train": ("40_train/scale.html#_train", "workbench/train/scale.py"),
             "workbench.train.scale._work": ("40_train/scale.html#_work", "workbench/train/scale.py"),
-            "workbench.train.scale.end": ("40_train/scale.html#end", "workbench/train/scale.py"),
             "workbench.train.scale.scale_loop": (
                 "40_train/scale.html#scale_loop",
                 "workbench/train/scale.py",
             ),
-            "workbench.train.scale.secure_token": (
-                "40_train/scale.html#secure_token",
-                "workbench/train/scale.py",
-            ),
             "workbench.train.scale.session": ("40_train/scale.html#session", "workbench/train/scale.py"),
-            "workbench.train.scale.started_in": (
-                "40_train/scale.html#started_in",
-                "workbench/train/scale.py",
-            ),
         },
     },
 }
