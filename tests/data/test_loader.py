@@ -215,6 +215,23 @@ def test_nothing_is_left_of_an_iterator_that_is_dropped(small_units: None) -> No
     assert not left_over()
 
 
+def test_a_unit_of_many_slow_pieces_ends_at_the_next_piece() -> None:
+    began_at = time.monotonic()
+    passing = loader(pieces(pause_s=0.0, size=10), threads=1)
+    passing.units = [
+        tuple(
+            Piece(p.file, p.number, p.rows, lambda names, p=p: time.sleep(0.05) or p.read(names))
+            for p in unit
+        )
+        for unit in passing.units
+    ]
+    running = iter(passing)
+    with pytest.raises(Unavailable):
+        passing.timeout_s = 0.2
+        next(running)
+    assert time.monotonic() - began_at < 3 and not left_over()
+
+
 def test_a_read_that_hangs_is_named(small_units: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.data.loader.JOIN_S", 0.1)
     gate = threading.Event()

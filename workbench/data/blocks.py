@@ -12,6 +12,7 @@ __all__ = ["AHEAD", "live", "Blocks"]
 
 # %% ../../notebooks/20_data/15_blocks.ipynb #a3cc972a
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,9 +104,10 @@ class Blocks:
             self._change.notify_all()
 
     def join(self, wait_s: float) -> None:
-        "Wait for the threads to end what they read, so long each at most."
+        "Wait for the threads to end what they read, so long at most."
+        end = time.monotonic() + wait_s
         for thread in self._threads:
-            thread.join(wait_s)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _take(self) -> tuple[int, int] | None:
         "The next block and a slot for it; None when there is nothing more to read."
@@ -160,6 +162,8 @@ class Blocks:
         "Read a unit, piece by piece, into `outs`; keep it in the cache."
         at = 0
         for piece in self.units[unit]:
+            if self._stopped:
+                raise InterruptedError("nobody needs it any more")
             try:
                 with reading(str(piece)):
                     table = read_piece(piece, self.packing)
