@@ -60,7 +60,9 @@ def test_blocks_are_there_while_they_are_needed(rows: list[int]) -> None:
     plan = order.plan(order.work([]), 1, 0)
     for block in plan.blocks():
         stop = block.at + block.cut.rows
-        needed = np.flatnonzero((plan.taken[1:, block.lane] > block.at) & (plan.taken[:-1, block.lane] < stop))
+        needed = np.flatnonzero(
+            (plan.taken[1:, block.lane] > block.at) & (plan.taken[:-1, block.lane] < stop)
+        )
         assert (needed[0], needed[-1]) == (block.first, block.last)
 
 
