@@ -313,7 +313,8 @@ class Feed:
         return rows_on_ray(self._work(""))
 
     def _work(self, run: str) -> Work:
-        return Work(self.sources, self.contract.to_json(), self.condition, self._needed, run)
+        titles = [source.name for source in self.sources]
+        return Work(self.sources, self.contract.to_json(), self.condition, self._needed, run, titles)
 
     def __len__(self) -> int:
         sizes = [source.rows for source in self.sources]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import BadFeed, need
 from .filesystem import Place, Stat, open_place, stat
 from .manifest import published
-from .part import BATCH_ROWS, Chunk, Part, Source, cut, reason
+from .part import BATCH_ROWS, Chunk, Part, Source, cut, once, reason
 
 if TYPE_CHECKING:
     import polars
@@ -59,14 +59,15 @@ class IpcSource(Source):
                 raise BadFeed(what, "write or copy the file again") from None
 
     def _batches(self, reader: Any) -> Iterator["pyarrow.RecordBatch"]:
-        numbers = range(getattr(reader, "num_record_batches", 0))
-        for batch in (reader.get_batch(n) for n in numbers) if numbers else reader:
+        count = getattr(reader, "num_record_batches", None)
+        for batch in reader if count is None else map(reader.get_batch, range(count)):
             yield _bounded(self.name, batch)
 
     @property
     def schema(self) -> "pyarrow.Schema":
         "Names and types of all columns."
         with self._open() as reader:
+            once(self.name, reader.schema.names)  # a name that is no text is found here
             return reader.schema
 
     @property

@@ -11,7 +11,7 @@ __all__ = ["Work", "verdicts_on_ray", "rows_on_ray"]
 
 # %% ../../notebooks/20_data/19_onray.ipynb #203efc2b
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import Unavailable, need
@@ -35,6 +35,7 @@ class Work:
     condition: str
     names: list[str]
     run: str
+    titles: list[str]  # of the sources, as this project calls them; a worker may have another
 
     def tasks(self) -> list[dict[str, int]]:
         "Source and part of each task; parts that the filter provably empties are none."
@@ -51,7 +52,9 @@ class Work:
         part = next(part for part in source.parts if part.number == task["part"])
         schema = contract.schema()
         for chunk in cut(source.read(part, self.names), part.start, self.names):
-            batch = batch_of(source, chunk, contract, self.condition)
+            batch = replace(
+                batch_of(source, chunk, contract, self.condition), file=self.titles[task["source"]]
+            )
             yield verdict(
                 batch, judge(schema, contract, batch.frame, batch.misfits), contract, self.run, keep
             )

@@ -103,12 +103,13 @@ class ParquetSource(Source):
     def schema(self) -> "pyarrow.Schema":
         "Names and types of all columns."
         with self._open() as file:
+            once(str(self.place), file.schema_arrow.names)  # a name that is no text is found here
             return file.schema_arrow
 
     @property
     def columns(self) -> list[str]:
         "Names of the file's columns."
-        return once(str(self.place), self.schema.names)
+        return list(self.schema.names)
 
     @property
     def rows(self) -> int | None:

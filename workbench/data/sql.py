@@ -19,10 +19,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from ..base.errors import BadFeed, BadInput, expected, need
+from ..base.errors import BadFeed, BadInput, MissingExtra, expected, need
 from ..base.settings import project_path, resolve_secret
 from ..base.store import sha256_bytes
 from .column import Column
@@ -138,11 +139,11 @@ def _driver(url: str, via: str) -> Callable[[str, str], Any]:
         raise BadInput(
             f"no ADBC driver is known for {scheme}://", f"via='sqlalchemy', or one of {', '.join(_ADBC)}"
         )
-    try:
-        need(f"{_ADBC[scheme]}.dbapi", extra="data")
-    except BadInput:
+    if find_spec(_ADBC[scheme]) is None:
         if via:
-            raise
+            raise MissingExtra(
+                f"'{_ADBC[scheme]}' is not installed", f"pip install {_ADBC[scheme].replace('_', '-')}"
+            )
         return _Alchemy
     return _Adbc
 
