@@ -15,7 +15,7 @@ from workbench.base import errors
 from workbench.base.errors import WorkbenchError
 
 NAMES = [
-    "Bundle", "Column", "Contract", "Engine", "Feed", "Gate", "Recipe", "Rule", "Run", "Secret", "Shelf", "__version__",
+    "Bundle", "Column", "Contract", "Delta", "Engine", "Feed", "Gate", "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "__version__",
     "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "load", "measure", "predict",
     "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "stalls", "track", "write_parquet",
 ]  # fmt: skip

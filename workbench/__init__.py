@@ -58,7 +58,6 @@ Modules:
 - `workbench.data.limits`: How far apart two samples of the *same* rows get by chance; past that is an alarm, and how often it is a false one is known.
 - `workbench.data.loader`: Shuffled batches on the device, while the device computes.
 - `workbench.data.manifest`: What was written, beside what was written: rows, bytes, sha256, schema. A file that is not what its manifest says is refused.
-- `workbench.data.onray`: The same check and the same rows, part by part on a cluster.
 - `workbench.data.packing`: Columns of a table become rows of arrays, each value copied once.
 - `workbench.data.parquet`: The format to publish in: typed, in row groups, and with a checksum in every page that is verified on every read.
 - `workbench.data.part`: What every source is, whatever its format: a schema, parts that can be read by themselves, and their rows as Arrow.
@@ -71,6 +70,7 @@ Modules:
 - `workbench.data.source`: From what a feed is given to what can be read: files, folders, tables, databases; the format by looking at the content.
 - `workbench.data.sql`: A table or a query of a database, in parts that are read by themselves.
 - `workbench.data.stalls`: Who waits for whom: the share of a loop's time that went into waiting for data, and the stage that is to blame.
+- `workbench.data.stream`: The same check and the same rows, part by part on a cluster.
 - `workbench.data.text`: Lines of a file, plain or packed, each UTF-8 and of a sane length; a bomb is refused before it goes off.
 - `workbench.data.where`: What a filter says about whole parts: those it provably empties are never read.
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
@@ -153,9 +153,11 @@ if TYPE_CHECKING:
     from workbench.base.records import Run, runs
     from workbench.base.settings import project_path
     from workbench.data.contract import Column, Contract, Rule
+    from workbench.data.delta import Delta
     from workbench.data.drift import drift
     from workbench.data.feed import Feed, write_parquet
     from workbench.data.recipe import Recipe
+    from workbench.data.sql import Sql
     from workbench.data.stalls import stalls
     from workbench.jobs.outcome import result
     from workbench.jobs.onray import run
@@ -176,6 +178,7 @@ _HOME = {
     "Bundle": "models.bundle",
     "Column": "data.contract",
     "Contract": "data.contract",
+    "Delta": "data.delta",
     "Engine": "serve.engine",
     "Feed": "data.feed",
     "Gate": "release.gates",
@@ -184,6 +187,7 @@ _HOME = {
     "Run": "base.records",
     "Secret": "jobs.secret",
     "Shelf": "models.shelf",
+    "Sql": "data.sql",
     "champion": "release.registry",
     "default_gates": "release.gates",
     "drift": "data.drift",

@@ -1931,23 +1931,6 @@ d = {
                 "workbench/data/manifest.py",
             ),
         },
-        "workbench.data.onray": {
-            "workbench.data.onray.Work": ("20_data/onray.html#work", "workbench/data/onray.py"),
-            "workbench.data.onray.Work.tasks": ("20_data/onray.html#work.tasks", "workbench/data/onray.py"),
-            "workbench.data.onray.Work.verdicts": (
-                "20_data/onray.html#work.verdicts",
-                "workbench/data/onray.py",
-            ),
-            "workbench.data.onray._connected": ("20_data/onray.html#_connected", "workbench/data/onray.py"),
-            "workbench.data.onray._packed": ("20_data/onray.html#_packed", "workbench/data/onray.py"),
-            "workbench.data.onray._stream": ("20_data/onray.html#_stream", "workbench/data/onray.py"),
-            "workbench.data.onray._unpacked": ("20_data/onray.html#_unpacked", "workbench/data/onray.py"),
-            "workbench.data.onray.rows_on_ray": ("20_data/onray.html#rows_on_ray", "workbench/data/onray.py"),
-            "workbench.data.onray.verdicts_on_ray": (
-                "20_data/onray.html#verdicts_on_ray",
-                "workbench/data/onray.py",
-            ),
-        },
         "workbench.data.packing": {
             "workbench.data.packing.ColumnPacking": (
                 "20_data/packing.html#columnpacking",
@@ -2696,6 +2679,32 @@ d = {
             ),
             "workbench.data.stalls.stalls": ("20_data/stalls.html#stalls", "workbench/data/stalls.py"),
             "workbench.data.stalls.stuck": ("20_data/stalls.html#stuck", "workbench/data/stalls.py"),
+        },
+        "workbench.data.stream": {
+            "workbench.data.stream.Work": ("20_data/stream.html#work", "workbench/data/stream.py"),
+            "workbench.data.stream.Work.tasks": (
+                "20_data/stream.html#work.tasks",
+                "workbench/data/stream.py",
+            ),
+            "workbench.data.stream.Work.verdicts": (
+                "20_data/stream.html#work.verdicts",
+                "workbench/data/stream.py",
+            ),
+            "workbench.data.stream._connected": (
+                "20_data/stream.html#_connected",
+                "workbench/data/stream.py",
+            ),
+            "workbench.data.stream._packed": ("20_data/stream.html#_packed", "workbench/data/stream.py"),
+            "workbench.data.stream._stream": ("20_data/stream.html#_stream", "workbench/data/stream.py"),
+            "workbench.data.stream._unpacked": ("20_data/stream.html#_unpacked", "workbench/data/stream.py"),
+            "workbench.data.stream.rows_on_ray": (
+                "20_data/stream.html#rows_on_ray",
+                "workbench/data/stream.py",
+            ),
+            "workbench.data.stream.verdicts_on_ray": (
+                "20_data/stream.html#verdicts_on_ray",
+                "workbench/data/stream.py",
+            ),
         },
         "workbench.data.text": {
             "workbench.data.text.Line": ("20_data/text.html#line", "workbench/data/text.py"),

@@ -32,7 +32,6 @@ from .contract import Contract
 from .filesystem import Place
 from .lazy import LazySource, joined, merged
 from .loader import Batches
-from .onray import Work, rows_on_ray, verdicts_on_ray
 from .packing import Asked
 from .parquet import write_parquet
 from .part import Part, Source
@@ -40,6 +39,7 @@ from .report import Report, Tally, verdict
 from .rule import expression, polars_type, roots
 from .source import sources
 from .stalls import stage
+from .stream import Work, rows_on_ray, verdicts_on_ray
 
 if TYPE_CHECKING:
     import polars
@@ -238,6 +238,7 @@ class Feed:
         schema = {name: polars_type(column.dtype) for name, column in self.contract.columns.items()}
 
         def rows(names: Any, predicate: Any, n_rows: int | None, batch_size: int | None) -> Any:
+            "What polars asks a source for."
             self._checked()
             found = [self._accepted] if self._accepted is not None else self._again()
             for frame in found:
@@ -295,10 +296,12 @@ class Feed:
         frame = need("polars", extra="data").LazyFrame
 
         def made(empty: bool) -> Any:
+            "The plan, or the plan over no rows."
             both = (self.lazy(), other.lazy())
             return plan(*(frame(schema=one.collect_schema()) for one in both) if empty else both)
 
         def state(full: bool) -> str:
+            "What both feeds hold."
             return sha256_bytes(
                 json.dumps([self.fingerprint(full), other.fingerprint(full), sign, facts]).encode()
             )

@@ -106,6 +106,7 @@ class _Http:
         self.url = url
 
     def stat(self) -> Stat:
+        "Size and version."
         with _request(self.url, {}, "HEAD") as answer:
             size = answer.headers.get("Content-Length")
             if size is None:
@@ -114,6 +115,7 @@ class _Http:
             return Stat(int(size), mark)
 
     def fetch(self, at: int, size: int, stat: Stat) -> bytes:
+        "Some bytes, fewer when the transfer breaks off."
         with _request(self.url, {"Range": f"bytes={at}-{at + size - 1}"}) as answer:
             mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
             if mark != stat.stamp:
@@ -168,6 +170,7 @@ class _Store:
         self.handle: Any = None
 
     def stat(self) -> Stat:
+        "Size and version."
         info = self.filesystem.get_file_info(self.path)
         if info.type != need("pyarrow.fs", extra="data").FileType.File:
             raise Gone("no such file")
@@ -178,6 +181,7 @@ class _Store:
         return Stat(info.size, mark or str(info.mtime_ns))
 
     def fetch(self, at: int, size: int, stat: Stat) -> bytes:
+        "Some bytes, fewer when the transfer breaks off."
         try:
             self.handle = self.handle or self.filesystem.open_input_file(self.path)
             return bytes(self.handle.read_at(size, at))
@@ -199,6 +203,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
     answer: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
 
     def run() -> None:
+        "The work, and how it ended."
         try:
             answer.put((work(), None))
         except BaseException as error:

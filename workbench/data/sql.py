@@ -203,6 +203,7 @@ class Sql(Source):
         driver = _driver(self.place, self.via)
 
         def ask(sql: str) -> "pyarrow.Table":
+            "The answer to a question."
             for attempt in range(1, PATIENCE.tries + 1):
                 try:
                     with closing(driver(self.place, secret)) as connection:
