@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from deltalake import write_deltalake
 from storage import KEY, Storage, storage
 
 from workbench.base.errors import BadFeed, BadInput
@@ -214,6 +215,21 @@ def test_far_manifests_are_kept_to(cloud: Storage, project: Path, ledger: Ledger
     for url in both(cloud, "bucket/x.csv"):
         with pytest.raises(BadFeed, match="is damaged: bytes 0 to"):
             Feed(url, CONTRACT).check(ledger)
+
+
+def test_a_delta_table_on_s3(cloud: Storage, project: Path, ledger: Ledger) -> None:
+    write_deltalake(project / "t", FRAME.with_columns(k=pl.col("n") % 3), partition_by=["k"])
+    put(cloud, project / "t", "bucket/t")
+    contract = Contract("rows", {**CONTRACT.columns, "k": Column("int")})
+    feed = Feed(cloud.s3("bucket/t"), contract, where="k = 1")
+    cloud.asked.clear()
+    assert feed.rows()["n"].to_list() == list(range(1, 3000, 3))
+    assert not [key for method, key in cloud.asked if method == "GET" and "k=2" in key]
+    assert feed.fingerprint() == Feed(cloud.s3("bucket/t"), contract, where="k = 1").fingerprint()
+    gone = next(key for key in cloud.objects if "k=1" in key)
+    del cloud.objects[gone]
+    with pytest.raises(BadFeed, match="k=1"):
+        Feed(cloud.s3("bucket/t"), contract, where="k = 1").check(ledger)
 
 
 def test_seeking_and_reading_are_those_of_any_file(cloud: Storage) -> None:

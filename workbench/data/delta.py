@@ -102,7 +102,15 @@ def _files(place: Place, version: int) -> tuple["pyarrow.Schema", tuple[_File, .
     return schema, tuple(sorted(found, key=lambda file: str(file.place)))
 
 
+@lru_cache(maxsize=64)
+def _identity(place: Place, version: int) -> str:
+    return str(_table(place, version).metadata().id)
+
+
 # %% ../../notebooks/20_data/17_delta.ipynb #delta
+_SEEN: dict[Place, int] = {}  # table -> its version when last looked at
+
+
 @dataclass(frozen=True)
 class Delta(Source):
     "A Delta table: the newest version, or one."
@@ -110,8 +118,20 @@ class Delta(Source):
     place: Place
     version: int | None = None
 
+    def look(self) -> int:
+        "The version that counts now, and until the next look: what is read belongs together."
+        if self.version is not None:
+            return self.version
+        _SEEN[self.place] = int(_table(self.place, None).version())
+        return _SEEN[self.place]
+
+    def __reduce__(self) -> Any:
+        return Delta, (self.place, self._now())  # another process reads the version that this one saw
+
     def _now(self) -> int:
-        return self.version if self.version is not None else int(_table(self.place, None).version())
+        if self.version is None and self.place in _SEEN:
+            return _SEEN[self.place]
+        return self.look()
 
     @property
     def files(self) -> list[Place]:
@@ -123,16 +143,9 @@ class Delta(Source):
         "Names and types, as the log has them."
         return _files(self.place, self._now())[0]
 
-    def _parts(self) -> list[tuple[Part, _File, Part]]:
+    def _parts(self) -> tuple[tuple[Part, _File, Part], ...]:
         "(part, its file, the part in the file)."
-        found: list[tuple[Part, _File, Part]] = []
-        start = 0
-        for file in _files(self.place, self._now())[1]:
-            _check(file)
-            for own in ParquetSource(file.place).parts:
-                found.append((Part(len(found), start, own.rows, own.nbytes), file, own))
-                start += own.rows or 0
-        return found
+        return _layout(self.place, self._now())
 
     @property
     def parts(self) -> list[Part]:
@@ -168,8 +181,8 @@ class Delta(Source):
 
     def mark(self, full: bool = False) -> str:
         "The table's id and version; in full, the content of its files too."
-        version = self._now()
-        table = f"{_table(self.place, version).metadata().id}@{version}"
+        version = self.look()
+        table = f"{_identity(self.place, version)}@{version}"
         files = _files(self.place, version)[1] if full else ()
         return sha256_bytes("\n".join([table, *(content_id(file.place, True) for file in files)]).encode())
 
@@ -177,6 +190,19 @@ class Delta(Source):
         "Raise `BadFeed` when a file is not what the log says."
         for file in _files(self.place, self._now())[1]:
             _check(file)
+
+
+@lru_cache(maxsize=64)
+def _layout(place: Place, version: int) -> tuple[tuple[Part, _File, Part], ...]:
+    "The row groups of one version's files, which never change: (part, its file, the part in the file)."
+    found: list[tuple[Part, _File, Part]] = []
+    start = 0
+    for file in _files(place, version)[1]:
+        _check(file)
+        for own in ParquetSource(file.place).parts:
+            found.append((Part(len(found), start, own.rows, own.nbytes), file, own))
+            start += own.rows or 0
+    return tuple(found)
 
 
 def _check(file: _File) -> None:

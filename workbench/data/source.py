@@ -236,11 +236,14 @@ def _files(pattern: str | Path, format: str) -> list[Source]:
     "Sources of one path, glob, folder or URL."
     expected("source", pattern, (str, Path), "give a path, a glob, a URL or a list of them")
     if format == "delta" or (not format and _is_delta(pattern)):
-        return [Delta(pattern if is_url(pattern) else project_path(pattern))]
+        return [_delta(Delta(pattern))]
     places = find(pattern)
     if not places:
-        where = label(str(pattern)) if is_url(pattern) else project_path(pattern)
-        raise BadFeed(f"no file matches {where}", f"the project is {project_root()}; is the data there?")
+        if is_url(pattern):
+            raise BadFeed(f"no file matches {label(str(pattern))}", "is the name right, and the bucket?")
+        raise BadFeed(
+            f"no file matches {project_path(pattern)}", f"the project is {project_root()}; is the data there?"
+        )
     pictures = [place for place in places if f".{_suffix(place)}" in SUFFIXES]
     root = _root(pattern)
     if format == "images" or (not format and len(pictures) == len(places)):
@@ -277,7 +280,7 @@ def sources(
     found: list[Source] = []
     for one in many:
         if isinstance(one, Source):
-            found.append(replace(one, place=project_path(one.place)) if _is_local_delta(one) else one)
+            found.append(_delta(one) if isinstance(one, Delta) else one)
         else:
             found += [RaySource(one)] if is_dataset(one) else _files(one, format)
     if not found:
@@ -293,5 +296,7 @@ def _key(source: Source) -> Any:
     return str(source.place) if isinstance(source.place, Path) or is_url(source.place) else id(source)
 
 
-def _is_local_delta(source: Source) -> bool:
-    return isinstance(source, Delta) and not is_url(source.place)
+def _delta(source: Delta) -> Delta:
+    found = source if is_url(source.place) else replace(source, place=project_path(source.place))
+    found.look()
+    return found
