@@ -49,7 +49,7 @@ def pids_of(folder: Path) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "private").mkdir()
+    (tmp_path / "private").mkdir(mode=0o700)
     yield tmp_path
     if (tmp_path / "pids").exists():
         for pid in pids_of(tmp_path):
