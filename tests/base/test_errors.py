@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -35,3 +37,11 @@ def test_a_library_that_is_broken_inside_is_not_called_missing(tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_it_needs"):
         need("half_installed", extra="ray")
+
+
+def test_a_notebook_shows_the_callers_lines_and_not_ours() -> None:
+    code = "import workbench as wb\ndef mine():\n    return wb.Feed('x.parquet', 3)\nmine()"
+    command = [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert "mine()" in said.stdout and "contract is 3, expected Contract" in said.stdout, said.stderr
+    assert "workbench/data" not in said.stdout and "Hint: say what a row must be" in said.stdout

@@ -50,7 +50,8 @@ __all__ = [
 
 # %% ../../notebooks/00_base/10_errors.ipynb #9fd79b8f
 import importlib
-from types import ModuleType
+import sys
+from types import ModuleType, TracebackType
 from typing import Any
 
 
@@ -71,6 +72,21 @@ class WorkbenchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  Hint: {self.hint}" if self.hint else self.what
+
+    def _render_traceback_(self) -> list[str]:
+        "What a notebook shows: the caller's own lines and what is said, not ours; `%debug` still sees all."
+        shown = type(self).__new__(type(self), *self.args)
+        shown.__dict__.update(self.__dict__)
+        shown.__suppress_context__ = True
+        writer = sys.modules["IPython"].get_ipython().InteractiveTB
+        return writer.structured_traceback(type(self), shown, _callers(self.__traceback__))
+
+
+def _callers(frames: TracebackType | None) -> TracebackType | None:
+    "The frames before the first of this package."
+    if frames is None or frames.tb_frame.f_globals.get("__name__", "").startswith("workbench."):
+        return None
+    return TracebackType(_callers(frames.tb_next), frames.tb_frame, frames.tb_lasti, frames.tb_lineno)
 
 
 # %% ../../notebooks/00_base/10_errors.ipynb #bad-input

@@ -13,6 +13,7 @@
 __all__ = [
     "BEAT_EVERY_S",
     "LOST_S",
+    "process_started",
     "Run",
     "current",
     "new_id",
@@ -55,7 +56,7 @@ _JSON = ("params", "metrics", "parents", "cost", "identity", "artifacts")
 
 
 # %% ../../notebooks/00_base/70_records.ipynb #process
-def _process_started(pid: int) -> float | None:
+def process_started(pid: int) -> float | None:
     "Start time of a process in clock ticks since boot, None when it is gone (Linux; elsewhere 0)."
     if not Path("/proc/self/stat").exists():
         try:
@@ -181,7 +182,7 @@ def _insert(run: Run) -> None:
     "A new row, or the queued one of this id; raises `BadInput` when the id is another run's."
     assert run.ledger is not None
     mine = run.status == "running"
-    owner = {"pid": os.getpid(), "pid_started": _process_started(os.getpid())} if mine else {}
+    owner = {"pid": os.getpid(), "pid_started": process_started(os.getpid())} if mine else {}
     row = {**_row(run), **owner}
     with run.ledger.change() as db:
         if mine:
@@ -338,22 +339,20 @@ def _load(row: Any, ledger: Ledger) -> Run:
 
 def recover(ledger: Ledger) -> list[str]:
     "Mark as killed the runs whose process is gone: of this host by its process, of others by their silence."
-    sql = "select id, host, pid, pid_started, heartbeat_at from runs where status='running'"
+    sql = "select id, host, pid, pid_started, started_at, heartbeat_at from runs where status='running'"
     here, now = socket.gethostname(), time.time()
     gone = {}
     for row in ledger.query(sql):
-        if row["host"] == here and _process_started(row["pid"]) != row["pid_started"]:
-            gone[row["id"]] = ("its process died", "process died")
-        elif row["host"] != here and row["heartbeat_at"] and now - row["heartbeat_at"] > LOST_S:
-            gone[row["id"]] = (
-                f"{row['host']} was not heard of for {now - row['heartbeat_at']:.0f} s",
-                "lost",
-            )
+        last = row["heartbeat_at"] or row["started_at"]  # when it was last known to be at work
+        if row["host"] == here and process_started(row["pid"]) != row["pid_started"]:
+            gone[row["id"]] = (last, "its process died", "process died")
+        elif row["host"] != here and row["heartbeat_at"] and now - last > LOST_S:
+            gone[row["id"]] = (last, f"{row['host']} was not heard of for {now - last:.0f} s", "lost")
     if gone:
         with ledger.change() as db:
             db.executemany(
                 "update runs set status='killed', ended_at=?, error=?, cause=? where id=? and status='running'",
-                [(now, error, cause, run_id) for run_id, (error, cause) in gone.items()],
+                [(*end, run_id) for run_id, end in gone.items()],
             )
     return list(gone)
 

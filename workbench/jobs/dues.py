@@ -41,7 +41,7 @@ from typing import Any
 
 from ..base import html
 from ..base.ledger import Ledger
-from ..base.records import _process_started as process_started
+from ..base.records import process_started
 from .jobsfile import Job, run_key
 from .schedule import Decision, retry_wait_s, spoken
 

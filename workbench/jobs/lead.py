@@ -25,7 +25,7 @@ from typing import Any
 
 from ..base.errors import WorkbenchError
 from ..base.ledger import Ledger
-from ..base.records import _process_started as process_started
+from ..base.records import process_started
 from .dues import boot_id
 
 LEASE_S = 3.0
