@@ -34,6 +34,14 @@ from .settings import project_root
 from .store import Store, sha256_bytes
 
 PATCH_LIMIT_BYTES = 20 * 2**20
+_PLAIN = (
+    "--full-index",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-color",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)  # whatever the user has set
 
 
 # %% ../../notebooks/00_base/50_identity.ipynb #git
@@ -56,7 +64,7 @@ def _patch(root: Path) -> bytes:
         Path(folder, "objects").mkdir()
         shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
         _git(root, "add", "-A", env=env)
-        return _git(root, "diff", "--cached", "--binary", "HEAD", env=env)
+        return _git(root, "diff", *_PLAIN, "--cached", "--binary", "HEAD", env=env)
 
 
 # %% ../../notebooks/00_base/50_identity.ipynb #code-identity

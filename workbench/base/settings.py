@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     port: int = Field(8765, ge=1, le=65535, description="port of the service, 1 to 65535")
     serve_token: str | None = Field(None, description="secret reference, env:NAME or file:PATH")
     ray_address: str = Field("local", description="'local', 'auto' or ray://host:port")
+    keep_failed_kernel_s: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="seconds that the kernel of a failed job stays for workbench debug, at most 86400",
+    )
     cpu_usd_per_h: float = Field(0.04, ge=0, description="price of one CPU core, USD an hour")
     gpu_usd_per_h: float = Field(2.5, ge=0, description="price of one GPU, USD an hour")
 

@@ -25,7 +25,7 @@ from typing import Any
 from ..base.errors import Stopped
 from ..base.ledger import Ledger
 from ..base.store import Store
-from . import runner
+from . import onray
 from .dues import KEY_VARIABLE, Due, beat, begin, finish
 
 HEARTBEAT_S = 5.0
@@ -42,7 +42,8 @@ def run_of(ledger: Ledger, pid: int, pid_started: float | None) -> Any:
 
 def _run_notebook(due: Due, ledger: Ledger) -> None:
     job = due.rules
-    runner.run(job.notebook, job.given(due.due_at), name=job.name, ledger=ledger, timeout_s=job.timeout_s)
+    how = {"name": job.name, "ledger": ledger, "timeout_s": job.timeout_s, "keep_s": 0}
+    onray.run(job.notebook, job.given(due.due_at), on=job.on, **how)
 
 
 # %% ../../notebooks/80_jobs/56_attempt.ipynb #beating

@@ -217,6 +217,10 @@ class WarmKernel:
 
     kill = terminate
 
+    def leave(self) -> None:
+        "Have no more to do with it, and let it live as long as it is kept."
+        self.connection.close()
+
 
 # %% ../../notebooks/80_jobs/18_kernels.ipynb #take
 def take(env: Mapping[str, str], cwd: str, log: Any = None) -> tuple[WarmKernel | None, str]:

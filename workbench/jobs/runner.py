@@ -2,13 +2,14 @@
 
 - `run("score.ipynb", {"year": 2014})` executes the notebook in a kernel of its own and returns a recorded run. Its folder `runs/ID/` holds the executed notebook, a report to open in a browser, the kernel's log and what `result` said.
 - The source is never written to, and two runs never share a folder: the executed notebook has no other place.
-- A run ends succeeded, failed, timed_out or killed, and says which cell, which line, which error, and in a few words the cause: error, out of memory, timeout, signal SIGKILL, exit 3, user. `JobFailed`, `JobTimedOut` and `JobKilled` have an exit code each.
+- A run ends succeeded, failed, timed_out or killed, with its cause. `JobFailed`, `JobTimedOut` and `JobKilled` have an exit code each.
 - While it runs it beats, so a runner that died is seen. An id that is given (`run_id`) is run once: it is the lock on its folder.
-- An exception in a thread ends no cell; it is noted in the notebook and the report.
 - How long the last five successful runs took is what a run is expected to take.
+- What it is made of is written down before it starts: the notebook's text, commit and uncommitted changes, the files that it names, parameters, environment.
 - A `Secret` is looked for before the start and resolved in the kernel; the runner never holds its value.
 - The kernel works in the notebook's own folder, as in JupyterLab, on this run's store; what it records belongs to this run.
 - The kernel is forked from a warm one when there are warm ones and nothing could differ; else it starts cold, and the notebook's metadata says why.
+- With `keep_s` the kernel of a cell that failed stays that long, for `workbench debug`; else nothing does.
 - Ctrl-C, the Stop button, the time limit and the death of the runner end the kernel and every process it started.
 - Papermill, nbconvert and the kernel's client are imported when a notebook is run, not before."""
 
@@ -22,7 +23,6 @@ import dataclasses
 import importlib
 import os
 import queue
-import re
 import shutil
 import sqlite3
 import statistics
@@ -34,14 +34,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..base import html
-from ..base.errors import BadInput, JobFailed, JobKilled, JobTimedOut, Stopped, Unavailable, need
+from ..base.errors import BadInput, JobFailed, JobTimedOut, Stopped, Unavailable, need
 from ..base.events import get_logger
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
 from ..base.settings import load_settings
 from ..base.store import atomic_write
-from . import kernels
-from .keeper import killed_by, oom_kills
+from . import kept, kernels
+from .ending import STOPPED, Ending, ending_of, thread_errors, where
+from .inputs import origin, settled
+from .keeper import oom_kills
 from workbench.jobs.notebook import (
     as_json,
     check,
@@ -92,99 +94,9 @@ def _environment(run: Run) -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}, **own}
 
 
-# %% ../../notebooks/80_jobs/20_runner.ipynb #failure
-def _failed_cell(book: Any) -> tuple[int, Any] | None:
-    "Position (from 1) and cell of the first that failed."
-    for number, cell in enumerate(book.cells, 1):
-        if cell.metadata.get("papermill", {}).get("status") == "failed":
-            return number, cell
-    return None
-
-
-def _failing_line(cell: Any) -> str:
-    "The line of the cell that raised, else its last."
-    lines = cell.source.splitlines()
-    for output in cell.get("outputs", []):
-        if output.output_type == "error":
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-            arrow = re.search(r"^-+> (\d+) ", plain, re.M)
-            if arrow and int(arrow[1]) <= len(lines):
-                return lines[int(arrow[1]) - 1].strip()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _where(book: Any) -> str:
-    found = _failed_cell(book)
-    if found is None:
-        return "before its first cell"
-    number, cell = found
-    count = f", In [{cell.execution_count}]" if cell.get("execution_count") else ""
-    return f"in cell {number} of {len(book.cells)}{count}, at: {_failing_line(cell)[:200]}"
-
-
-# %% ../../notebooks/80_jobs/20_runner.ipynb #reason
-@dataclass(frozen=True)
-class _Ending:
-    "How a notebook ended: the error its run raises, None for a success; what happened, and in a few words why."
-
-    kind: type[JobFailed] | type[Stopped] | None = None
-    what: str = ""
-    cause: str = ""
-    advice: str = ""
-
-    @property
-    def status(self) -> str:
-        "Of the run."
-        return "succeeded" if self.kind is None else getattr(self.kind, "status", "killed")
-
-
-_STOPPED = _Ending(Stopped, "stopped by the user", "user")
-_MEMORY = "give it more memory or less data"
-
-
-def _ending(execution: "Execution", run: Run, ooms: int) -> _Ending:
-    "What ended the notebook; raises what is no fault of the notebook."
-    error = execution.error
-    if error is None:
-        return _Ending()
-    name = type(error).__name__
-    if name == "CellExecutionError":
-        return _raised(error)
-    if isinstance(error, OSError | sqlite3.Error | MemoryError):
-        raise error
-    if name != "DeadKernelError" and "Kernel died" not in str(error):
-        return _Ending(JobFailed, f"{name}: {error}", "error")
-    code, memory = execution.exit_code, oom_kills() > ooms
-    tail = (run.folder / "kernel.log").read_text(errors="replace").strip()[-500:]
-    said = f"the kernel {killed_by(code, memory)}" + (f"\n{tail}" if tail else "")
-    if code is None or code >= 0:
-        return _Ending(
-            JobFailed, said, f"exit {code}", "the process ended itself: os._exit, or a library that calls it"
-        )
-    cause = "out of memory" if memory and code == -9 else "signal " + killed_by(code).rpartition(" ")[2]
-    advice = (
-        _MEMORY if code == -9 else "a crash in compiled code; kernel.log beside the notebook may say where"
-    )
-    return _Ending(JobKilled, said, cause, advice if code in (-4, -6, -7, -8, -9, -11) else "")
-
-
-def _raised(error: Any) -> _Ending:
-    "What an exception in a cell means."
-    said = f"{error.ename}: {error.evalue[:500]}"
-    if error.ename == "SystemExit":
-        if error.evalue in ("", "0"):
-            return _Ending()  # sys.exit(0): the notebook says that it is done
-        return _Ending(JobFailed, said, f"exit {error.evalue[:40]}")
-    if error.ename == "StdinNotImplementedError":
-        return _Ending(JobFailed, f"the notebook asks for input, and nobody is there\n  {said}", "asks for input",
-                       "make what it asks for a parameter")  # fmt: skip
-    if error.ename in ("MemoryError", "_ArrayMemoryError") or "out of memory" in error.evalue.lower():
-        return _Ending(JobFailed, said, "out of memory", _MEMORY)
-    return _Ending(JobFailed, said, "error")
-
-
 # %% ../../notebooks/80_jobs/20_runner.ipynb #follow
 _TICK_S = 0.25
+_LONGEST_KEPT_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -193,12 +105,15 @@ class _Limits:
 
     whole_s: float | None = None
     cell_s: float | None = None
+    keep_s: float = 0.0  # how long the kernel of a cell that failed stays
 
     def check(self) -> None:
         "Raise `BadInput` for a limit that is none."
         for name, value in (("timeout_s", self.whole_s), ("cell_timeout_s", self.cell_s)):
             if value is not None and not value > 0:
                 raise BadInput(f"{name} = {value} is no time", "give seconds, or None for no limit")
+        if not 0 <= self.keep_s <= _LONGEST_KEPT_S:
+            raise BadInput(f"keep_s = {self.keep_s} is no time", f"give seconds, at most {_LONGEST_KEPT_S:g}")
 
     def passed(self, began: float, cell_began: float) -> str:
         "Which limit has passed, in words."
@@ -212,7 +127,7 @@ class _Limits:
         )
 
 
-def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run) -> _Ending | None:
+def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run) -> Ending | None:
     "Wait for the end, show how far it is and beat; None, or why it is ended early."
     began = cell_began = time.monotonic()
     tracker.stage("cells", total=len(execution.book.cells))
@@ -228,7 +143,7 @@ def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run)
         with suppress(sqlite3.OperationalError):  # a full disk, a busy ledger: no reason to end the work
             run.beat()
         if late := limits.passed(began, cell_began):
-            return _Ending(JobTimedOut, late, "timeout", "give it more time, or less to do")
+            return Ending(JobTimedOut, late, "timeout", "give it more time, or less to do")
 
 
 def _expected_s(run: Run) -> float | None:
@@ -240,33 +155,19 @@ def _expected_s(run: Run) -> float | None:
     return statistics.median(took) if took else None
 
 
-# %% ../../notebooks/80_jobs/20_runner.ipynb #thread-errors
-def _thread_errors(book: Any) -> list[str]:
-    "Exceptions in threads that a cell started: Python goes on without them, a reader should know."
-    found = []
-    for number, cell in enumerate(book.cells, 1):
-        for output in cell.get("outputs", []):
-            text = output.get("text", "") if output.get("name") == "stderr" else ""
-            for match in re.finditer(
-                r"^Exception in thread (.*):\n(?:(?:Traceback| |During|The above|\n).*\n)*(.*)", text, re.M
-            ):
-                found.append(f"cell {number}: an exception ended the thread {match[1]}: {match[2][:200]}")
-    return found
-
-
 # %% ../../notebooks/80_jobs/20_runner.ipynb #keep
-def _keep(run: Run, book: Any, ending: _Ending) -> None:
+def _keep(run: Run, book: Any, ending: Ending) -> None:
     "Write what the run leaves behind: the executed notebook, which says how it ended, the result and the report."
     book.metadata.papermill["exception"] = bool(ending.kind) or None
     said = {"status": ending.status, "error": ending.what, "cause": ending.cause}
     book.metadata["workbench"] = {**book.metadata.get("workbench", {}), "run": run.id, **said}
-    if notes := _thread_errors(book):
+    if notes := thread_errors(book):
         book.metadata.workbench["notes"] = notes
         get_logger("jobs").warning("the notebook went on", run=run.id, notes=notes)
     text = need("nbformat", extra="jobs").writes(book)
     run.keep("notebook", atomic_write(run.folder / "notebook.ipynb", text.encode("utf-8", "replace")))
     run.metrics.update(read_result(run.folder / "result.json"))
-    if ending is _STOPPED:
+    if ending is STOPPED:
         return  # who presses Stop does not wait for a report
     shown = dataclasses.replace(run, **said, ended_at=time.time())
     try:
@@ -289,36 +190,52 @@ def _warm(book: Any, env: dict[str, str], cwd: Path, log: TextIO) -> kernels.War
     return warm
 
 
+# %% ../../notebooks/80_jobs/20_runner.ipynb #ended
+def _ended(execution: "Execution", run: Run, ooms: int) -> Ending:
+    "How the notebook of `run` ended."
+    code, memory = execution.exit_code, oom_kills() > ooms
+    log = (run.folder / "kernel.log").read_text(errors="replace").strip()[-500:]
+    return ending_of(execution.error, exit_code=code, out_of_memory=memory, log=log)
+
+
+# %% ../../notebooks/80_jobs/20_runner.ipynb #kept
+def _kept(execution: "Execution", run: Run) -> str:
+    "Write down where the kernel is that stays; in words how to get at it, nothing when none does."
+    if not execution.kept:
+        return ""
+    assert run.ledger is not None
+    one = kept.note(run.ledger, run.id, run.name, execution.kept, execution.pid)
+    return f"; its kernel stays for {kept.spoken(one.left_s)}: workbench debug {run.id}"
+
+
 # %% ../../notebooks/80_jobs/20_runner.ipynb #execute
 def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
     "Execute `book` and keep all that comes out; raises `JobFailed`, `Stopped` or KeyboardInterrupt."
     engine = importlib.import_module("workbench.jobs.engine")
-    ooms, ending = oom_kills(), _STOPPED
+    ooms, ending = oom_kills(), STOPPED
     with (run.folder / "kernel.log").open("w") as log, track(run.name, unit="cells") as tracker:
         os.chmod(log.name, 0o600)
         env = _environment(run)
         warm = _warm(book, env, cwd, log)
         execution = engine.Execution(
-            book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log, warm=warm
+            book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log, warm=warm, keep_s=limits.keep_s
         )
-        early: _Ending | None = _STOPPED
+        early: Ending | None = STOPPED
         try:
             early = _follow(execution, tracker, limits, run)
         except Exception as error:
             early = (
-                early
-                if isinstance(error, Stopped)
-                else _Ending(JobFailed, f"{type(error).__name__}: {error}")
+                early if isinstance(error, Stopped) else Ending(JobFailed, f"{type(error).__name__}: {error}")
             )
             raise
         finally:
-            execution.end()
-            ending = early or _ending(execution, run, ooms)
+            execution.end(keep=early is None)
+            ending = early or _ended(execution, run, ooms)
             _keep(run, execution.book, ending)
     if ending.kind:
-        what = f"{run.name} {ending.status.replace('_', ' ')} {_where(execution.book)}\n  {ending.what}"
+        what = f"{run.name} {ending.status.replace('_', ' ')} {where(execution.book)}\n  {ending.what}"
         place = f"the executed notebook is {run.folder / 'notebook.ipynb'}, report.html is beside it"
-        hint = f"{ending.advice}; {place}" if ending.advice else place
+        hint = (f"{ending.advice}; {place}" if ending.advice else place) + _kept(execution, run)
         raise ending.kind(what, hint, ending.cause)
 
 
@@ -331,12 +248,15 @@ def run(
     ledger: Ledger | None = None,
     timeout_s: float | None = None,  # of the whole notebook
     cell_timeout_s: float | None = None,  # of each cell
+    keep_s: float | None = None,  # how long the kernel stays when a cell fails; from the settings when None
     run_id: str = "",  # of a queued run, or for a new one; made when empty
 ) -> Run:
     "Execute a notebook as a recorded job; `BadParameter` or `NotFound` before it starts, `JobFailed` when it fails."
     source, name = find_notebook(path), name or Path(path).stem
     given = check(source, params or {})
-    limits = _Limits(timeout_s, cell_timeout_s)
+    limits = _Limits(
+        timeout_s, cell_timeout_s, load_settings().keep_failed_kernel_s if keep_s is None else keep_s
+    )
     limits.check()
     values = {parameter.name: parameter.default for parameter in parameters(source)} | given
     for value in values.values():
@@ -348,8 +268,20 @@ def run(
         _store_said(ledger.store.root if ledger else load_settings().store),
         start("job", name, **noted) as record,
     ):
-        _execute(record, book, source.parent, limits)
+        with _made_of(record, source, given):
+            _execute(record, book, source.parent, limits)
     return record
+
+
+@contextmanager
+def _made_of(run: Run, source: Path, given: dict[str, Any]) -> Iterator[None]:
+    "Write down what `run` is made of, so that it can be made again; at the end without what it has written itself."
+    assert run.ledger is not None
+    made = run.identity["source"] = origin(source, run.params, run.ledger.store) | {"given": list(given)}
+    try:
+        yield
+    finally:
+        made["inputs"] = settled(made["inputs"], Path(made["repository"]))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A forked process that is ready, and becomes a kernel or a command when its connection comes.
 
-- A kernel is started under a keeper of its own, like any other. The keeper holds the owner's connection: when the owner goes, by `kill -9` too, the kernel and all it started go. When the zygote goes, waiting children go, and jobs at work end as usual.
+- A kernel is started under a keeper of its own, like any other. The keeper holds the owner's connection: when the owner goes, by `kill -9` too, the kernel and all it started go. When the zygote goes, waiting children go, and jobs at work end as usual. A kernel that is to stay after its owner stays until its time is over.
 - A kernel forgets this package after the fork: it imports what is on disk when its job runs.
 - Random numbers of NumPy and torch are seeded anew in every kernel.
 - A command has its client's arguments, folder, environment and terminal; when the client goes it is stopped as by Ctrl-C."""
@@ -13,7 +13,6 @@ __all__ = ["send", "receive", "tell", "Keeper", "ends", "load", "front"]
 # %% ../../notebooks/80_jobs/13_waiting.ipynb #a2e81f21
 import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -30,9 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .keeper import _adopt, _reap, _sweep
+from .keeper import _adopt, _reap, _sweep, die_with_parent, kept_until
 
-_PR_SET_PDEATHSIG = 1
+_KEPT_TICK_S = 0.5
 
 
 # %% ../../notebooks/80_jobs/13_waiting.ipynb #request
@@ -95,8 +94,7 @@ def _take_over(app: Any, pipe: socket.socket, own: dict[str, str]) -> None:
 # %% ../../notebooks/80_jobs/13_waiting.ipynb #kernel
 def _kernel(folder: Path, pipe: socket.socket, set_by_import: dict[str, str]) -> NoReturn:
     "Become a kernel whose sockets are in `folder`, and start when `pipe` brings a job."
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -169,10 +167,14 @@ class Keeper:
         "Hand the kernel to its owner, and end with the first of them that ends."
         code = None
         while code is None:
-            ready, _, _ = select.select(
-                [s for s in (self.gate, self.owner, self.pipe, self.woken) if s], [], []
+            heard, alone = (
+                [s for s in (self.gate, self.owner, self.pipe, self.woken) if s],
+                not self.gate and not self.owner,
             )
+            ready, _, _ = select.select(heard, [], [], _KEPT_TICK_S if alone else None)
             code = self._hear(ready)
+            if alone and code is None and time.time() >= (kept_until(self.folder) or 0):
+                code = -signal.SIGTERM
         _sweep()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.owner:
@@ -226,6 +228,10 @@ class Keeper:
             if number != signal.SIGTERM:
                 with contextlib.suppress(OSError):
                     os.killpg(0, number) if number == signal.SIGINT else os.kill(self.kernel, number)
+        if not numbers and kept_until(self.folder) is not None:
+            self.owner.close()
+            self.owner = None
+            return None
         return -signal.SIGTERM if not numbers or signal.SIGTERM in numbers else None
 
 
