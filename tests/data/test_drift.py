@@ -11,7 +11,8 @@ from scipy.stats import entropy, ks_2samp
 
 from workbench.base.errors import BadInput
 from workbench.data.contract import Columns
-from workbench.data.drift import drift, ks, psi
+from workbench.data.distance import ks, psi
+from workbench.data.drift import drift
 
 RNG = np.random.default_rng(0)
 numbers = st.lists(st.floats(-1e6, 1e6) | st.integers(-3, 3).map(float), min_size=2, max_size=60)
