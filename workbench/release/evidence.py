@@ -26,6 +26,7 @@ from ..base.progress import Tracker, track
 from ..base.records import Run, start
 from ..data.contract import Columns, near
 from ..data.feed import Feed
+from ..data.labels import Audit
 from ..models.bundle import Bundle, plain
 from ..models.shelf import as_bundle, expect
 from ..serve.engine import Engine
@@ -151,6 +152,7 @@ def measure(
     *,
     by: str | Sequence[str] | None = None,  # columns to slice by; text inputs with few values when None
     calls: int = CALLS,
+    labels: Audit | None = None,  # of this feed: its measures can be gates too
     ledger: Ledger | None = None,
 ) -> Evidence:
     "Measure a bundle on a feed, as a recorded run."
@@ -161,25 +163,35 @@ def measure(
     with start("measure", name, params=params, data=feed.fingerprint(), ledger=ledger) as run:
         columns = feed.columns()
         groups = _groups(columns, feed, by)
-        labels = _labels(bundle, columns)
+        y = _labels(bundle, columns)
         with track(f"measure {name}") as tracker:
-            found = _scores(bundle, columns, len(labels), tracker)
+            found = _scores(bundle, columns, len(y), tracker)
             spent, skew = _ask(bundle, feed, found, calls, tracker, ledger)
         evidence = Evidence(
             bundle.ref,
             bundle.digest,
-            score(labels, found),
-            [{**row, "group": str(row["group"])} for row in slices(labels, found, groups)],
+            score(y, found) | _audited(labels, feed),
+            [{**row, "group": str(row["group"])} for row in slices(y, found, groups)],
             *(float(value) for value in np.percentile(spent, [50, 99])),
             serving_skew=skew,
             size_mb=bundle.size_bytes / 1e6,
-            rows=len(labels),
+            rows=len(y),
             fingerprint=feed.fingerprint(),
             run=run.id,
             trained_on=str(bundle.lineage.get("data") or ""),
         )
         _log(run, evidence)
     return evidence
+
+
+def _audited(audit: Audit | None, feed: Feed) -> dict[str, float]:
+    "What an audit of this feed's labels measured."
+    expect(audit, (Audit, type(None)), "labels", "use wb.labels.audit(feed, recipe=...)")
+    if audit and audit.fingerprint != feed.fingerprint():
+        raise BadInput(
+            f"the labels of '{audit.name}' were audited on other rows", f"audit feed '{feed.name}'"
+        )
+    return {name: value for name, value in audit.measures.items() if value is not None} if audit else {}
 
 
 def _labels(bundle: Bundle, columns: Columns) -> np.ndarray:

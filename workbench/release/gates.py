@@ -108,6 +108,10 @@ def _slice_auc(new: Evidence, baseline: Evidence, champion: Evidence | None) -> 
     return min(found, default=_MEASURES["auc"](new, baseline, champion))
 
 
+def _of_labels(name: str) -> Measure:
+    return lambda new, baseline, champion: (_known(new.metrics.get(name)), "audit of the labels")
+
+
 _MEASURES: dict[str, Measure] = {
     "auc": lambda new, baseline, champion: (_known(new.metrics.get("auc")), f"on {new.rows:,} rows"),
     "auc_over_baseline": _over_baseline("auc"),
@@ -121,6 +125,10 @@ _MEASURES: dict[str, Measure] = {
     "latency_p99_ms": lambda new, baseline, champion: (_known(new.latency_p99_ms), "requests of one row"),
     "size_mb": lambda new, baseline, champion: (_known(new.size_mb), "files of the bundle"),
     "serving_skew": lambda new, baseline, champion: (_known(new.serving_skew), "served against batch answer"),
+    "label_errors": _of_labels("label_errors"),
+    "label_conflicts": _of_labels("label_conflicts"),
+    "label_agreement": _of_labels("label_agreement"),
+    "label_rate_shift": _of_labels("label_rate_shift"),
 }
 
 # %% ../../notebooks/60_release/20_gates.ipynb #default-gates

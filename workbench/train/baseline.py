@@ -19,6 +19,7 @@ import numpy as np
 from ..base.errors import BadInput, expected, need
 from ..base.progress import track
 from ..base.records import Ledger, start
+from ..data.decisions import Decisions
 from ..data.feed import Feed
 from ..data.recipe import Recipe
 from ..models.linear import LinearScorer
@@ -72,6 +73,7 @@ def fit_baseline(
     name: str,
     seed: int = 0,  # recorded; nothing here is drawn
     C: float = 1.0,  # inverse strength of the L2 penalty
+    decisions: Decisions | None = None,  # of people, about labels of training rows
     ledger: Ledger | None = None,
 ) -> Fit:
     "Fit the baseline, recorded as a run."
@@ -79,15 +81,16 @@ def fit_baseline(
     expected("seed", seed, Integral, "give a whole number")
     if not 0 < C < np.inf:
         raise BadInput(f"C is {C}", "give a value above 0; smaller is a stronger penalty")
-    asked(train, valid, recipe, name)
+    asked(train, valid, recipe, name, decisions)
     check_name(name)
     params = {"model": "baseline", "C": C, "train": train.name, "valid": valid.fingerprint()}
+    params |= {"decisions": decisions.digest} if decisions else {}
     with (
         start("fit", name, params=params, data=train.fingerprint(), seed=seed, ledger=ledger) as run,
         track(f"baseline {name}") as tracker,
     ):
         tracker.stage("read")
-        rows = encoded(train, valid, recipe)
+        rows = encoded(train, valid, recipe, decisions)
         tracker.stage("fit", len(rows.x), "rows")
         scorer = LinearScorer(rows.recipe.n_dense, rows.recipe.sizes)
         facts = _logistic(rows.x, rows.y, scorer, C)

@@ -23,6 +23,7 @@ from torch import nn
 from ..base.errors import BadInput, WorkbenchError, expected
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
+from ..data.decisions import Decisions
 from ..data.feed import Feed
 from ..data.recipe import Recipe
 from ..models.shelf import check_name
@@ -122,17 +123,19 @@ def fit(
     workers: int = 0,  # 0: this process; else workers of Ray Train
     threads: int | None = None,  # of this process or each worker
     fine_tune: bool = False,  # start from the weights the model has
+    decisions: Decisions | None = None,  # of people, about labels of training rows
     ledger: Ledger | None = None,
 ) -> Fit:
     "Train a net, recorded as a run; `model` ends with the weights of the best epoch."
     config = LoopConfig(epochs, batch_size, lr, weight_decay, seed, patience)
     _shares(workers, threads)
-    asked(train, valid, recipe, name)
+    asked(train, valid, recipe, name, decisions)
     path = model_path(model)
     net = _first(model, path, seed, fine_tune)
     params = {"model": path, "config": model.config, **asdict(config), "fine_tune": fine_tune}
     params |= {"workers": workers, "threads": threads or torch.get_num_threads()}
     params |= {"train": train.name, "valid": valid.fingerprint()}
+    params |= {"decisions": decisions.digest} if decisions else {}
     with (
         start(
             "fit", check_name(name), params=params, data=train.fingerprint(), seed=seed, ledger=ledger
@@ -140,7 +143,7 @@ def fit(
         track(f"fit {name}") as tracker,
     ):
         tracker.stage("read")
-        rows = encoded(train, valid, recipe)
+        rows = encoded(train, valid, recipe, decisions)
         result = _trained(net, path, rows, config, workers, threads, run, tracker)
         net.cpu().load_state_dict(result.best_state)
         metrics = score(rows.y_valid, predict(net, torch.from_numpy(rows.x_valid)))

@@ -123,6 +123,7 @@ class Fit:
             "commit": code.get("commit", ""),
             "patch": code.get("patch", ""),
             "environment": seen.get("environment", {}).get("hash", ""),
+            **({"decisions": found} if (found := self.run.params.get("decisions")) else {}),
         }
 
     def __str__(self) -> str:
