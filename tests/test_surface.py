@@ -15,8 +15,8 @@ from workbench.base import errors
 from workbench.base.errors import WorkbenchError
 
 NAMES = [
-    "Bundle", "Column", "Contract", "Delta", "Engine", "Feed", "Gate", "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "__version__",
-    "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "load", "measure", "predict",
+    "Bundle", "Column", "Contract", "Delta", "Engine", "Feed", "Gate", "Profile", "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "__version__",
+    "calibrate", "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "labels", "load", "measure", "predict",
     "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "stalls", "track", "write_parquet",
 ]  # fmt: skip
 HEAVY = (

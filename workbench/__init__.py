@@ -28,6 +28,7 @@ Modules:
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
+- `workbench.cli.labels`: `workbench labels audit FEED`: which labels are probably wrong, and a gate that stops a pipeline.
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
@@ -76,7 +77,6 @@ Modules:
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
 - `workbench.jobs.alerts`: Whoever has to know is told what happened, in which cell, with its last lines; and where it is sent is never written down.
 - `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
-- `workbench.jobs.cells`: What each statement of a cell reads, binds, changes and carries along, from its text alone.
 - `workbench.jobs.compare`: Whether two runs of a notebook came to the same, and if not, in which metric and which cell.
 - `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.
 - `workbench.jobs.debug`: The notebook that failed, open in JupyterLab, on the kernel it failed in.
@@ -85,7 +85,6 @@ Modules:
 - `workbench.jobs.engine`: Papermill's executor, with true statuses, whole files, capped outputs and an end that is an end.
 - `workbench.jobs.exports`: The same file for those who have a scheduler: systemd, cron, Kubernetes, Airflow.
 - `workbench.jobs.far`: A notebook at work on a Ray cluster: a mailbox between the two sides, the work there, and the process that speaks with Ray here.
-- `workbench.jobs.freeze`: An object and all that belongs to it as bytes: arrays and tensors in one place each, tables as Arrow, the rest by cloudpickle; what cannot be kept is refused.
 - `workbench.jobs.inputs`: What a run was made of, beside its commit: its notebook, and the files that it names.
 - `workbench.jobs.jobsfile`: `jobs.toml` says which notebook is due when, and a mistake in it is found before anything is due.
 - `workbench.jobs.keeper`: A kernel, and whatever it started, ends when its job ends.
@@ -102,16 +101,14 @@ Modules:
 - `workbench.jobs.outputs`: What a cell may leave in the executed notebook: up to 10 MB, streams in one piece, what went wrong always.
 - `workbench.jobs.parcel`: What a job takes to another machine, and what it brings back: in one file, checked, and nothing is overwritten.
 - `workbench.jobs.pipeline`: Several notebooks, ordered by what they read and write; what is unchanged is not run again.
-- `workbench.jobs.planning`: Which cells of a notebook must run again, and why: decided from what was recorded, before anything starts.
 - `workbench.jobs.provision`: Where a job's kernel comes from: this interpreter under a keeper, or one that runs already.
 - `workbench.jobs.report`: An executed notebook as one HTML file that anyone can open: nothing in it runs, nothing is fetched.
 - `workbench.jobs.reproduce`: A run of a while ago, made again from what was written down, and every difference named.
+- `workbench.jobs.reproduction`: What running a run again has shown: what it was made of then and now, and every difference named.
 - `workbench.jobs.runner`: One call runs a notebook as a job: checked before, whole afterwards, and nothing left behind.
 - `workbench.jobs.schedule`: What is due, what is late, what is skipped and why: decisions, with no clock, process or file in them.
 - `workbench.jobs.scheduler`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
 - `workbench.jobs.secret`: A notebook is given where a secret is, never the secret; what it prints does not hold it.
-- `workbench.jobs.snapshot`: In the kernel: what a cell changed is written down while the notebook goes on, and put back in another kernel.
-- `workbench.jobs.traces`: What a cell leaves outside its namespace: files it read and wrote, modules it imported, random states, folder and environment.
 - `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
 - `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
@@ -156,12 +153,15 @@ if TYPE_CHECKING:
     from workbench.data.delta import Delta
     from workbench.data.drift import drift
     from workbench.data.feed import Feed, write_parquet
+    from workbench.data.limits import calibrate
     from workbench.data.recipe import Recipe
+    from workbench.data.sketch import Profile
     from workbench.data.sql import Sql
     from workbench.data.stalls import stalls
     from workbench.jobs.outcome import result
     from workbench.jobs.onray import run
     from workbench.jobs.secret import Secret
+    from workbench.lab import labels
     from workbench.models.bundle import Bundle
     from workbench.models.shelf import Shelf, load
     from workbench.release.evidence import measure
@@ -182,18 +182,21 @@ _HOME = {
     "Engine": "serve.engine",
     "Feed": "data.feed",
     "Gate": "release.gates",
+    "Profile": "data.sketch",
     "Recipe": "data.recipe",
     "Rule": "data.contract",
     "Run": "base.records",
     "Secret": "jobs.secret",
     "Shelf": "models.shelf",
     "Sql": "data.sql",
+    "calibrate": "data.limits",
     "champion": "release.registry",
     "default_gates": "release.gates",
     "drift": "data.drift",
     "fit": "train.fit",
     "fit_baseline": "train.baseline",
     "judge": "release.gates",
+    "labels": "lab.labels",
     "load": "models.shelf",
     "measure": "release.evidence",
     "predict": "serve.batch",
@@ -210,6 +213,8 @@ _HOME = {
     "write_parquet": "data.feed",
 }
 
+_ROOMS = ("labels",)  # public as a whole: wb.labels.audit(...)
+
 # The extra that installs what a name's module imports at once.
 _EXTRA = {"sklearn": "torch", "torch": "torch", "pyarrow": "data", "polars": "data", "uvicorn": "serve"}
 
@@ -223,7 +228,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(f"workbench.{_HOME[name]}"), name)
+        module = importlib.import_module(f"workbench.{_HOME[name]}")
+        value = module if name in _ROOMS else getattr(module, name)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _EXTRA:

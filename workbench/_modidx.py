@@ -520,6 +520,16 @@ d = {
             "workbench.cli.kernels.status": ("95_cli/kernels.html#status", "workbench/cli/kernels.py"),
             "workbench.cli.kernels.stop": ("95_cli/kernels.html#stop", "workbench/cli/kernels.py"),
         },
+        "workbench.cli.labels": {
+            "workbench.cli.labels._clean": ("95_cli/labels.html#_clean", "workbench/cli/labels.py"),
+            "workbench.cli.labels._columns": ("95_cli/labels.html#_columns", "workbench/cli/labels.py"),
+            "workbench.cli.labels._parts": ("95_cli/labels.html#_parts", "workbench/cli/labels.py"),
+            "workbench.cli.labels._table": ("95_cli/labels.html#_table", "workbench/cli/labels.py"),
+            "workbench.cli.labels.agreement": ("95_cli/labels.html#agreement", "workbench/cli/labels.py"),
+            "workbench.cli.labels.audit": ("95_cli/labels.html#audit", "workbench/cli/labels.py"),
+            "workbench.cli.labels.decisions": ("95_cli/labels.html#decisions", "workbench/cli/labels.py"),
+            "workbench.cli.labels.register": ("95_cli/labels.html#register", "workbench/cli/labels.py"),
+        },
         "workbench.cli.main": {"workbench.cli.main.main": ("95_cli/main.html#main", "workbench/cli/main.py")},
         "workbench.cli.report": {
             "workbench.cli.report._axes": ("95_cli/report.html#_axes", "workbench/cli/report.py"),
@@ -1133,6 +1143,10 @@ d = {
         },
         "workbench.data.delta": {
             "workbench.data.delta.Delta": ("20_data/delta.html#delta", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.__reduce__": (
+                "20_data/delta.html#delta.__reduce__",
+                "workbench/data/delta.py",
+            ),
             "workbench.data.delta.Delta._now": ("20_data/delta.html#delta._now", "workbench/data/delta.py"),
             "workbench.data.delta.Delta._parts": (
                 "20_data/delta.html#delta._parts",
@@ -1144,6 +1158,7 @@ d = {
                 "workbench/data/delta.py",
             ),
             "workbench.data.delta.Delta.files": ("20_data/delta.html#delta.files", "workbench/data/delta.py"),
+            "workbench.data.delta.Delta.look": ("20_data/delta.html#delta.look", "workbench/data/delta.py"),
             "workbench.data.delta.Delta.mark": ("20_data/delta.html#delta.mark", "workbench/data/delta.py"),
             "workbench.data.delta.Delta.parts": ("20_data/delta.html#delta.parts", "workbench/data/delta.py"),
             "workbench.data.delta.Delta.read": ("20_data/delta.html#delta.read", "workbench/data/delta.py"),
@@ -1158,6 +1173,8 @@ d = {
             "workbench.data.delta._File": ("20_data/delta.html#_file", "workbench/data/delta.py"),
             "workbench.data.delta._check": ("20_data/delta.html#_check", "workbench/data/delta.py"),
             "workbench.data.delta._files": ("20_data/delta.html#_files", "workbench/data/delta.py"),
+            "workbench.data.delta._identity": ("20_data/delta.html#_identity", "workbench/data/delta.py"),
+            "workbench.data.delta._layout": ("20_data/delta.html#_layout", "workbench/data/delta.py"),
             "workbench.data.delta._options": ("20_data/delta.html#_options", "workbench/data/delta.py"),
             "workbench.data.delta._outside": ("20_data/delta.html#_outside", "workbench/data/delta.py"),
             "workbench.data.delta._refuse": ("20_data/delta.html#_refuse", "workbench/data/delta.py"),
@@ -2513,14 +2530,11 @@ d = {
                 "workbench/data/source.py",
             ),
             "workbench.data.source._complete": ("20_data/source.html#_complete", "workbench/data/source.py"),
+            "workbench.data.source._delta": ("20_data/source.html#_delta", "workbench/data/source.py"),
             "workbench.data.source._files": ("20_data/source.html#_files", "workbench/data/source.py"),
             "workbench.data.source._format": ("20_data/source.html#_format", "workbench/data/source.py"),
             "workbench.data.source._head": ("20_data/source.html#_head", "workbench/data/source.py"),
             "workbench.data.source._is_delta": ("20_data/source.html#_is_delta", "workbench/data/source.py"),
-            "workbench.data.source._is_local_delta": (
-                "20_data/source.html#_is_local_delta",
-                "workbench/data/source.py",
-            ),
             "workbench.data.source._is_object": (
                 "20_data/source.html#_is_object",
                 "workbench/data/source.py",
@@ -2791,38 +2805,6 @@ d = {
             "workbench.jobs.attempt.main": ("80_jobs/attempt.html#main", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.work": ("80_jobs/attempt.html#work", "workbench/jobs/attempt.py"),
-        },
-        "workbench.jobs.cells": {
-            "workbench.jobs.cells.Call": ("80_jobs/cells.html#call", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells.Part": ("80_jobs/cells.html#part", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells.Part.names": ("80_jobs/cells.html#part.names", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._Walk": ("80_jobs/cells.html#_walk", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._Walk.__init__": (
-                "80_jobs/cells.html#_walk.__init__",
-                "workbench/jobs/cells.py",
-            ),
-            "workbench.jobs.cells._Walk._call": ("80_jobs/cells.html#_walk._call", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._Walk._import": (
-                "80_jobs/cells.html#_walk._import",
-                "workbench/jobs/cells.py",
-            ),
-            "workbench.jobs.cells._Walk._one": ("80_jobs/cells.html#_walk._one", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._Walk._scope": (
-                "80_jobs/cells.html#_walk._scope",
-                "workbench/jobs/cells.py",
-            ),
-            "workbench.jobs.cells._Walk.visit": ("80_jobs/cells.html#_walk.visit", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._given": ("80_jobs/cells.html#_given", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._later": ("80_jobs/cells.html#_later", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._literal": ("80_jobs/cells.html#_literal", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._local": ("80_jobs/cells.html#_local", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._part": ("80_jobs/cells.html#_part", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._plain": ("80_jobs/cells.html#_plain", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._root": ("80_jobs/cells.html#_root", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._settings": ("80_jobs/cells.html#_settings", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells._targets": ("80_jobs/cells.html#_targets", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells.mentions": ("80_jobs/cells.html#mentions", "workbench/jobs/cells.py"),
-            "workbench.jobs.cells.parts": ("80_jobs/cells.html#parts", "workbench/jobs/cells.py"),
         },
         "workbench.jobs.compare": {
             "workbench.jobs.compare.Compared": ("80_jobs/compare.html#compared", "workbench/jobs/compare.py"),
@@ -3134,94 +3116,6 @@ d = {
             "workbench.jobs.far.raised": ("80_jobs/far.html#raised", "workbench/jobs/far.py"),
             "workbench.jobs.far.said": ("80_jobs/far.html#said", "workbench/jobs/far.py"),
             "workbench.jobs.far.work": ("80_jobs/far.html#work", "workbench/jobs/far.py"),
-        },
-        "workbench.jobs.freeze": {
-            "workbench.jobs.freeze.CannotKeep": (
-                "80_jobs/freeze.html#cannotkeep",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer": ("80_jobs/freeze.html#freezer", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze.Freezer.__init__": (
-                "80_jobs/freeze.html#freezer.__init__",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._array": (
-                "80_jobs/freeze.html#freezer._array",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._beside": (
-                "80_jobs/freeze.html#freezer._beside",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._function": (
-                "80_jobs/freeze.html#freezer._function",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._heavy": (
-                "80_jobs/freeze.html#freezer._heavy",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._table": (
-                "80_jobs/freeze.html#freezer._table",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer._torch": (
-                "80_jobs/freeze.html#freezer._torch",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer.freeze": (
-                "80_jobs/freeze.html#freezer.freeze",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer.identities": (
-                "80_jobs/freeze.html#freezer.identities",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer.persistent_id": (
-                "80_jobs/freeze.html#freezer.persistent_id",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer.reducer_override": (
-                "80_jobs/freeze.html#freezer.reducer_override",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.Freezer.size_bytes": (
-                "80_jobs/freeze.html#freezer.size_bytes",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.TooLong": ("80_jobs/freeze.html#toolong", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._Held": ("80_jobs/freeze.html#_held", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._Held.__init__": (
-                "80_jobs/freeze.html#_held.__init__",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze._Thaw": ("80_jobs/freeze.html#_thaw", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._Thaw.__init__": (
-                "80_jobs/freeze.html#_thaw.__init__",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze._Thaw.persistent_load": (
-                "80_jobs/freeze.html#_thaw.persistent_load",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze._estimated": (
-                "80_jobs/freeze.html#_estimated",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze._is_notebooks": (
-                "80_jobs/freeze.html#_is_notebooks",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze._is_plain": ("80_jobs/freeze.html#_is_plain", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._own": ("80_jobs/freeze.html#_own", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._table": ("80_jobs/freeze.html#_table", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._tensor": ("80_jobs/freeze.html#_tensor", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze._view": ("80_jobs/freeze.html#_view", "workbench/jobs/freeze.py"),
-            "workbench.jobs.freeze.table_bytes": (
-                "80_jobs/freeze.html#table_bytes",
-                "workbench/jobs/freeze.py",
-            ),
-            "workbench.jobs.freeze.thaw": ("80_jobs/freeze.html#thaw", "workbench/jobs/freeze.py"),
         },
         "workbench.jobs.inputs": {
             "workbench.jobs.inputs._filled": ("80_jobs/inputs.html#_filled", "workbench/jobs/inputs.py"),
@@ -3798,111 +3692,6 @@ d = {
                 "workbench/jobs/pipeline.py",
             ),
         },
-        "workbench.jobs.planning": {
-            "workbench.jobs.planning.Facts": ("80_jobs/planning.html#facts", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning.Plan": ("80_jobs/planning.html#plan", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning.Plan.__str__": (
-                "80_jobs/planning.html#plan.__str__",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning.Plan.pieces": (
-                "80_jobs/planning.html#plan.pieces",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning.Plan.restored": (
-                "80_jobs/planning.html#plan.restored",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning.Plan.to_json": (
-                "80_jobs/planning.html#plan.to_json",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning.Step": ("80_jobs/planning.html#step", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning.World": ("80_jobs/planning.html#world", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._Did": ("80_jobs/planning.html#_did", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._Past": ("80_jobs/planning.html#_past", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._Past.__init__": (
-                "80_jobs/planning.html#_past.__init__",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk": ("80_jobs/planning.html#_walk", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._Walk.__init__": (
-                "80_jobs/planning.html#_walk.__init__",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._bind": (
-                "80_jobs/planning.html#_walk._bind",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._changed": (
-                "80_jobs/planning.html#_walk._changed",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._is_pure": (
-                "80_jobs/planning.html#_walk._is_pure",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._is_setting": (
-                "80_jobs/planning.html#_walk._is_setting",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._part": (
-                "80_jobs/planning.html#_walk._part",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._reach": (
-                "80_jobs/planning.html#_walk._reach",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._set": (
-                "80_jobs/planning.html#_walk._set",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk._share": (
-                "80_jobs/planning.html#_walk._share",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk.cell": (
-                "80_jobs/planning.html#_walk.cell",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._Walk.known": (
-                "80_jobs/planning.html#_walk.known",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._complete": (
-                "80_jobs/planning.html#_complete",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._content": (
-                "80_jobs/planning.html#_content",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._copy": ("80_jobs/planning.html#_copy", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._groups": (
-                "80_jobs/planning.html#_groups",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._guessed": (
-                "80_jobs/planning.html#_guessed",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._hash": ("80_jobs/planning.html#_hash", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning._matches": (
-                "80_jobs/planning.html#_matches",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._outside": (
-                "80_jobs/planning.html#_outside",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._placed": (
-                "80_jobs/planning.html#_placed",
-                "workbench/jobs/planning.py",
-            ),
-            "workbench.jobs.planning._why": ("80_jobs/planning.html#_why", "workbench/jobs/planning.py"),
-            "workbench.jobs.planning.decide": ("80_jobs/planning.html#decide", "workbench/jobs/planning.py"),
-        },
         "workbench.jobs.provision": {
             "workbench.jobs.provision.Given": ("80_jobs/provision.html#given", "workbench/jobs/provision.py"),
             "workbench.jobs.provision.Given.cleanup": (
@@ -4004,55 +3793,6 @@ d = {
             ),
         },
         "workbench.jobs.reproduce": {
-            "workbench.jobs.reproduce.Difference": (
-                "80_jobs/reproduce.html#difference",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Difference.__str__": (
-                "80_jobs/reproduce.html#difference.__str__",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Input": ("80_jobs/reproduce.html#input", "workbench/jobs/reproduce.py"),
-            "workbench.jobs.reproduce.Input.__str__": (
-                "80_jobs/reproduce.html#input.__str__",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Input.differs": (
-                "80_jobs/reproduce.html#input.differs",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction": (
-                "80_jobs/reproduce.html#reproduction",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction.__str__": (
-                "80_jobs/reproduce.html#reproduction.__str__",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction._answers": (
-                "80_jobs/reproduce.html#reproduction._answers",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction._code_note": (
-                "80_jobs/reproduce.html#reproduction._code_note",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction._repr_html_": (
-                "80_jobs/reproduce.html#reproduction._repr_html_",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction.differing": (
-                "80_jobs/reproduce.html#reproduction.differing",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction.reproduced": (
-                "80_jobs/reproduce.html#reproduction.reproduced",
-                "workbench/jobs/reproduce.py",
-            ),
-            "workbench.jobs.reproduce.Reproduction.to_json": (
-                "80_jobs/reproduce.html#reproduction.to_json",
-                "workbench/jobs/reproduce.py",
-            ),
             "workbench.jobs.reproduce._adopt": (
                 "80_jobs/reproduce.html#_adopt",
                 "workbench/jobs/reproduce.py",
@@ -4109,13 +3849,67 @@ d = {
                 "workbench/jobs/reproduce.py",
             ),
             "workbench.jobs.reproduce.again": ("80_jobs/reproduce.html#again", "workbench/jobs/reproduce.py"),
-            "workbench.jobs.reproduce.environment_differences": (
-                "80_jobs/reproduce.html#environment_differences",
-                "workbench/jobs/reproduce.py",
-            ),
             "workbench.jobs.reproduce.reproduce": (
                 "80_jobs/reproduce.html#reproduce",
                 "workbench/jobs/reproduce.py",
+            ),
+        },
+        "workbench.jobs.reproduction": {
+            "workbench.jobs.reproduction.Difference": (
+                "80_jobs/reproduction.html#difference",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Difference.__str__": (
+                "80_jobs/reproduction.html#difference.__str__",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Input": (
+                "80_jobs/reproduction.html#input",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Input.__str__": (
+                "80_jobs/reproduction.html#input.__str__",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Input.differs": (
+                "80_jobs/reproduction.html#input.differs",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction": (
+                "80_jobs/reproduction.html#reproduction",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction.__str__": (
+                "80_jobs/reproduction.html#reproduction.__str__",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction._answers": (
+                "80_jobs/reproduction.html#reproduction._answers",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction._code_note": (
+                "80_jobs/reproduction.html#reproduction._code_note",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction._repr_html_": (
+                "80_jobs/reproduction.html#reproduction._repr_html_",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction.differing": (
+                "80_jobs/reproduction.html#reproduction.differing",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction.reproduced": (
+                "80_jobs/reproduction.html#reproduction.reproduced",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.Reproduction.to_json": (
+                "80_jobs/reproduction.html#reproduction.to_json",
+                "workbench/jobs/reproduction.py",
+            ),
+            "workbench.jobs.reproduction.environment_differences": (
+                "80_jobs/reproduction.html#environment_differences",
+                "workbench/jobs/reproduction.py",
             ),
         },
         "workbench.jobs.runner": {
@@ -4381,81 +4175,6 @@ d = {
                 "workbench/jobs/secret.py",
             ),
             "workbench.jobs.secret.present": ("80_jobs/secret.html#present", "workbench/jobs/secret.py"),
-        },
-        "workbench.jobs.snapshot": {
-            "workbench.jobs.snapshot.Piece": ("80_jobs/snapshot.html#piece", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.Piece.digest": (
-                "80_jobs/snapshot.html#piece.digest",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._State": ("80_jobs/snapshot.html#_state", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._State.__init__": (
-                "80_jobs/snapshot.html#_state.__init__",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._bytes": ("80_jobs/snapshot.html#_bytes", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._clean": ("80_jobs/snapshot.html#_clean", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._groups": (
-                "80_jobs/snapshot.html#_groups",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._keep_states": (
-                "80_jobs/snapshot.html#_keep_states",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._look": ("80_jobs/snapshot.html#_look", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._lose": ("80_jobs/snapshot.html#_lose", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._mark": ("80_jobs/snapshot.html#_mark", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._namespace": (
-                "80_jobs/snapshot.html#_namespace",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._numpy_text": (
-                "80_jobs/snapshot.html#_numpy_text",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._opened": (
-                "80_jobs/snapshot.html#_opened",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._quiet": ("80_jobs/snapshot.html#_quiet", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._secrets": (
-                "80_jobs/snapshot.html#_secrets",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._sections": (
-                "80_jobs/snapshot.html#_sections",
-                "workbench/jobs/snapshot.py",
-            ),
-            "workbench.jobs.snapshot._store": ("80_jobs/snapshot.html#_store", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._taken": ("80_jobs/snapshot.html#_taken", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._used": ("80_jobs/snapshot.html#_used", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._users": ("80_jobs/snapshot.html#_users", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot._write": ("80_jobs/snapshot.html#_write", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.fetch": ("80_jobs/snapshot.html#fetch", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.place": ("80_jobs/snapshot.html#place", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.start": ("80_jobs/snapshot.html#start", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.take": ("80_jobs/snapshot.html#take", "workbench/jobs/snapshot.py"),
-            "workbench.jobs.snapshot.verify": ("80_jobs/snapshot.html#verify", "workbench/jobs/snapshot.py"),
-        },
-        "workbench.jobs.traces": {
-            "workbench.jobs.traces._hear": ("80_jobs/traces.html#_hear", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces._inside": ("80_jobs/traces.html#_inside", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces._named": ("80_jobs/traces.html#_named", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces._ours": ("80_jobs/traces.html#_ours", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces._values": ("80_jobs/traces.html#_values", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.changed_process": (
-                "80_jobs/traces.html#changed_process",
-                "workbench/jobs/traces.py",
-            ),
-            "workbench.jobs.traces.digest": ("80_jobs/traces.html#digest", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.files": ("80_jobs/traces.html#files", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.listen": ("80_jobs/traces.html#listen", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.modules": ("80_jobs/traces.html#modules", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.put_back": ("80_jobs/traces.html#put_back", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.same": ("80_jobs/traces.html#same", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.stamp": ("80_jobs/traces.html#stamp", "workbench/jobs/traces.py"),
-            "workbench.jobs.traces.states": ("80_jobs/traces.html#states", "workbench/jobs/traces.py"),
         },
         "workbench.jobs.waiting": {
             "workbench.jobs.waiting.Keeper": ("80_jobs/waiting.html#keeper", "workbench/jobs/waiting.py"),

@@ -2,7 +2,7 @@
 
 - `workbench VERB`; `--profile` and `--debug` before the verb, `--json` after any.
 - The answer goes to standard output, everything else to standard error; with `--json` both are JSON.
-- Exit codes: 0 done, 1 unexpected, 2 bad input, 3 not found, 4 feed refused, 5 corrupt, 6 gate refused, 7 job failed, 8 unavailable, 130 stopped.
+- Exit codes: 0 done, 1 unexpected, 2 bad input, 3 not found, 4 feed refused, 5 corrupt, 6 gate refused, 7 job failed, 8 unavailable, 9 timed out, 10 killed, 11 not reproduced, 130 stopped.
 - No stack trace without `--debug`.
 - A path is taken from where you stand, as everywhere in a shell; inside notebooks paths are taken from the project."""
 
@@ -45,14 +45,18 @@ from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
-from . import kernels, schedule
+from . import debug, kernels, labels, reproduce, schedule
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
+from ..jobs.kept import seconds
 from ..jobs.pipeline import run_pipeline
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 kernels.register(app)
+debug.register(app)
+labels.register(app)
+reproduce.register(app)
 schedule.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
@@ -130,20 +134,32 @@ def run(
     notebook: Annotated[str, typer.Argument(help="A notebook, or the name of a pipeline in jobs.toml.")],
     p: Annotated[list[str], typer.Option("-p", help="name=value, as often as needed")] = [],  # noqa: B006
     timeout: Annotated[float | None, typer.Option(help="Seconds the whole notebook may take.")] = None,
+    keep: Annotated[str, typer.Option(help="How long its kernel stays if it fails: 90s, 30m, 2h.")] = "",
     force: Annotated[bool, typer.Option("--force", help="A pipeline: run also what is unchanged.")] = False,
+    on: Annotated[
+        str, typer.Option(help="Where: here, or ray (the cluster of ray_address in settings.ini).")
+    ] = "here",
+    attach: Annotated[
+        bool, typer.Option("--attach", help="NOTEBOOK is a run on Ray whose submitter died: follow it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Run a notebook as a job, or a pipeline of them."
-    from workbench.jobs import runner
+    from workbench.jobs import onray
 
+    if attach:
+        _emit(onray.attach(notebook), as_json)
+        return
     if not notebook.endswith(".ipynb") and not Path(notebook).exists() and project_path(JOBS_FILE).is_file():
-        if p or timeout:
+        if p or timeout or keep or on != "here":
             raise BadParameter(
-                f"-p and --timeout are of a notebook, '{notebook}' is none", "write them into jobs.toml"
+                f"-p, --timeout, --keep and --on are of a notebook, '{notebook}' is none",
+                "write them into jobs.toml",
             )
         _emit(run_pipeline(notebook, pipeline_steps(notebook), force=force), as_json)
         return
-    _emit(runner.run(_from_here(notebook), _given(p), timeout_s=timeout), as_json)
+    keep_s = seconds(keep) if keep else None
+    _emit(onray.run(_from_here(notebook), _given(p), on=on, timeout_s=timeout, keep_s=keep_s), as_json)
 
 
 @app.command()
