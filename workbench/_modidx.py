@@ -108,6 +108,10 @@ d = {
                 "workbench/base/identity.py",
             ),
             "workbench.base.identity._patch": ("00_base/identity.html#_patch", "workbench/base/identity.py"),
+            "workbench.base.identity._places": (
+                "00_base/identity.html#_places",
+                "workbench/base/identity.py",
+            ),
             "workbench.base.identity.code_identity": (
                 "00_base/identity.html#code_identity",
                 "workbench/base/identity.py",

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,12 @@ def test_a_run_in_jupyterlab_knows_its_notebook(tmp_path: Path, store: Store, mo
     assert identity_of(store)["notebook"] == notebook_hash(book)
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "console-1"))
     assert identity_of(store)["notebook"] == ""
+
+
+def test_a_library_that_extends_the_path_does_not_change_the_environment() -> None:
+    code = "from workbench.base.identity import environment; print(environment()['hash'])"
+    said = [
+        subprocess.check_output([sys.executable, "-c", first + code], text=True)
+        for first in ("", "import ray; ")
+    ]
+    assert said[0] == said[1]

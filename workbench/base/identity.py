@@ -25,6 +25,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -82,10 +84,17 @@ def code_identity(root: Path, store: Store) -> dict[str, Any]:
 
 
 # %% ../../notebooks/00_base/50_identity.ipynb #environment
+def _places() -> list[str]:
+    "Where Python looks for libraries, without what a library carries inside itself (Ray adds its own to the path)."
+    homes = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return [place for place in sys.path if not homes & set(Path(place or ".").resolve().parents)]
+
+
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     "Installed distributions, Python and platform, with one `hash` over them."
-    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    installed = importlib.metadata.distributions(path=_places())
+    found = {d.metadata["Name"].lower(): d.version for d in installed}
     facts = {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
