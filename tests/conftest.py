@@ -21,6 +21,7 @@ FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "For several workers: a file stays with one, for it shares what it starts; long groups come first."
     groups = {item: next(filter(item.get_closest_marker, TAKE_TURNS), item.path.stem) for item in items}
