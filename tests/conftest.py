@@ -9,27 +9,6 @@ import pytest
 from workbench.base.records import Ledger
 from workbench.base.store import Store
 
-TAKE_TURNS = ("ray", "browser")  # tests that want the whole machine
-FIRST = (
-    "ray",
-    "browser",
-    "test_job_faults",
-    "test_demo",
-    "test_scheduler_faults",
-    "test_cli",
-    "test_pipeline",
-)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "For several workers: a file stays with one, for it shares what it starts; long groups come first."
-    groups = {item: next(filter(item.get_closest_marker, TAKE_TURNS), item.path.stem) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    place = {group: number for number, group in enumerate(FIRST)}
-    items.sort(key=lambda item: place.get(groups[item], len(FIRST)))
-
 
 @pytest.fixture(autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
