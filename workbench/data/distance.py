@@ -36,7 +36,7 @@ from ..base.errors import BadInput
 from .sketch import Numbers, Words
 
 BINS = 10
-MAX_CATEGORIES = 50  # the rarest of the reference are one bin
+MAX_CATEGORIES = 50  # the rarest are one bin
 
 
 # %% ../../notebooks/20_data/37_distance.ipynb #bins
@@ -67,9 +67,12 @@ def bin_names(at: np.ndarray) -> list[str]:
 
 
 def categories(reference: Words, current: Words) -> tuple[list[str], np.ndarray, np.ndarray]:
-    "Names and rows of each category; the rarest of the reference are one."
+    "Names and rows of each category; the rarest of both are one."
     first, second = reference.counts, current.counts
-    names = sorted(first.keys() | second.keys(), key=lambda name: (-first.get(name, 0), name))
+    # Chosen by both sides: what the reference alone has most of is too often there by chance, and looks like drift.
+    names = sorted(
+        first.keys() | second.keys(), key=lambda name: (-first.get(name, 0) - second.get(name, 0), name)
+    )
     kept, rest = names[:MAX_CATEGORIES], names[MAX_CATEGORIES:]
     counts = [np.array([side.counts.get(name, 0) for name in kept]) for side in (reference, current)]
     shown = [name or "missing" for name in kept]

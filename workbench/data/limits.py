@@ -26,6 +26,7 @@ from .distance import MAX_CATEGORIES, binned, categories, edges, scale
 from .sketch import Arrays, Numbers, Words, floats, sketch
 
 PERMUTATIONS = 300
+_ROUNDING = 1e-6  # of a distance that is 0
 ROWS = 10_000  # of the reference, for each cut
 _AT_ONCE = 64  # cuts counted together: flat memory
 
@@ -116,7 +117,7 @@ class Limits:
     ) -> list[str]:
         "Measures past their limit."
         limits = self.of(column).items()
-        return [name for name, limit in limits if scaled.get(name, 0.0) > limit * (1 + 1e-9)]
+        return [name for name, limit in limits if scaled.get(name, 0.0) > limit * (1 + 1e-9) + _ROUNDING]
 
     def to_json(self) -> dict[str, Any]:
         "Plain data."
