@@ -83,10 +83,13 @@ def gone(pids: list[int], within_s: float = 5) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = set(Path(tempfile.gettempdir()).glob("workbench-kernel-*"))
-    yield
-    assert set(Path(tempfile.gettempdir()).glob("workbench-kernel-*")) <= before
+def nothing_is_left() -> Iterator[None]:
+    "These tests have a temporary folder of their own: others start kernels at the same time."
+    with tempfile.TemporaryDirectory(prefix="wb-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+        assert list(Path(folder).glob("workbench-kernel-*")) == []
 
 
 def appears(path: Path, within_s: float = 30) -> None:
