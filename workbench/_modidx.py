@@ -3746,6 +3746,10 @@ d = {
                 "80_jobs/provision.html#quickmanager._async_finish_shutdown",
                 "workbench/jobs/provision.py",
             ),
+            "workbench.jobs.provision.QuickManager._async_interrupt_kernel": (
+                "80_jobs/provision.html#quickmanager._async_interrupt_kernel",
+                "workbench/jobs/provision.py",
+            ),
             "workbench.jobs.provision.QuickManager.leave": (
                 "80_jobs/provision.html#quickmanager.leave",
                 "workbench/jobs/provision.py",

@@ -13,6 +13,7 @@ import pytest
 
 from workbench.jobs.keeper import keeper_command, killed_by
 
+PRIVATE = "workbench-test-k3r9e1l0"
 # starts a child, a grandchild whose parent ends, and a child in a session of its own; writes their pids; then does `end`
 TREE = """
 import subprocess, sys, pathlib
@@ -49,7 +50,7 @@ def pids_of(folder: Path) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "private").mkdir(mode=0o700)
+    (tmp_path / PRIVATE).mkdir(mode=0o700)
     yield tmp_path
     if (tmp_path / "pids").exists():
         for pid in pids_of(tmp_path):
@@ -60,7 +61,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def command(folder: Path, end: str) -> list[str]:
-    return keeper_command([sys.executable, "-c", TREE + end, str(folder / "private" / "kernel.json")])
+    return keeper_command([sys.executable, "-c", TREE + end, str(folder / PRIVATE / "kernel.json")])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_it_ends_as_the_command_did_and_leaves_nothing(folder: Path, end: str, c
     done = subprocess.run(command(folder, end), timeout=30)
     assert done.returncode == code
     assert gone(pids_of(folder), 1)
-    assert not (folder / "private").exists()
+    assert not (folder / PRIVATE).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -206,10 +206,19 @@ def test_a_port_in_use_is_said(fail: Any, ledger: Ledger) -> None:
     assert one.here  # the kernel stays
 
 
-def test_a_folder_that_is_not_private_is_never_removed(tmp_path: Path) -> None:
-    for folder, said in ((tmp_path / "open", True), (tmp_path / "here", False)):
-        folder.mkdir(mode=0o755)
-        (folder / "work.txt").write_text("mine")
-        last = str(folder / "kernel.json") if said else "kernel.json"
-        subprocess.run(keeper_command([sys.executable, "-c", "pass", last]), cwd=folder, check=True)
-        assert (folder / "work.txt").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("name", "mode", "last"),
+    [
+        ("workbench-kernel-abcd1234", 0o755, "{}/kernel.json"),  # others may read it
+        ("runtime", 0o700, "{}/kernel.json"),  # as Jupyter's own, with the kernels of others
+        ("workbench-kernel-abcd1234", 0o700, "kernel.json"),  # the folder that it works in
+        ("project", 0o700, "--HistoryManager.hist_file=:memory:"),  # an argument after the connection file
+    ],
+)
+def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: Path, name: str, mode: int, last: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(mode=mode)
+    (folder / "work.txt").write_text("mine")
+    command = keeper_command([sys.executable, "-c", "pass", last.format(folder)])
+    subprocess.run(command, cwd=folder, check=True)
+    assert (folder / "work.txt").read_text() == "mine"

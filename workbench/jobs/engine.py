@@ -100,6 +100,7 @@ class _Client(PapermillNotebookClient):
     async def _async_cleanup_kernel(self) -> None:
         "End the kernel, or let it live when a cell failed in it and it is to be kept."
         if not self.keep_s or not _raised(self.error):
+            self.km.idle = self.error is None
             await super()._async_cleanup_kernel()
             return
         folder = Path(self.km.connection_file).parent

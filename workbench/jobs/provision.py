@@ -21,6 +21,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_core.utils import run_sync
 
 from .keeper import keeper_command
 
@@ -140,6 +141,14 @@ def _is_idle(message: dict[str, Any], asked: set[str]) -> bool:
 
 class QuickManager(AsyncKernelManager):
     "A kernel manager that sees at once that its kernel has ended."
+
+    idle = False  # it runs nothing: it is asked to end, not interrupted
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not (self.idle and self.shutting_down):
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = run_sync(_async_interrupt_kernel)
 
     async def _async_finish_shutdown(
         self, waittime: float | None = None, pollinterval: float = _POLL_S, restart: bool = False
