@@ -267,3 +267,12 @@ def test_doctor_finds_what_is_wrong(project: Path) -> None:
     done = workbench("doctor", "--json")
     bad = [finding for finding in json.loads(done.stdout) if finding["level"] == "bad"]
     assert done.returncode == 1 and [finding["check"] for finding in bad] == ["store"]
+
+
+def test_a_cell_has_a_limit_and_the_one_that_passed_it_is_named(project: Path) -> None:
+    path = notebook(project / "slow.ipynb", "n = 0", "import time\ntime.sleep(60)", "1")
+    done = workbench("run", str(path), "--cell-timeout", "1.5")
+    assert done.returncode == 9 and records.runs()[0].status == "timed_out"
+    assert "in cell 2 of 3" in done.stderr and "the cell ran out of time (1.5 s)" in done.stderr
+    done = workbench("run", str(path), "--cell-timeout", "0")
+    assert done.returncode == 2 and "cell_timeout_s = 0.0 is no time" in done.stderr

@@ -231,6 +231,7 @@ def write(folder: Path, text: str) -> Path:
         ("retries = true", "retries = True", "whole number"),
         ("retry = 3", "unknown key 'retry' = 3", "did you mean 'retries'"),
         ("timeout_s = -1", "timeout_s = -1", "seconds the notebook may take"),
+        ("cell_timeout_s = 0", "cell_timeout_s = 0", "seconds each cell may take"),
         ('params = {day = "{dat}"}', "{dat} is no mark", "keep one"),
         ('cron = "0 6 * * *"\non_new_data = "a/*"', "both given", "keep one"),
     ],

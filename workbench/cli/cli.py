@@ -134,6 +134,7 @@ def run(
     notebook: Annotated[str, typer.Argument(help="A notebook, or the name of a pipeline in jobs.toml.")],
     p: Annotated[list[str], typer.Option("-p", help="name=value, as often as needed")] = [],  # noqa: B006
     timeout: Annotated[float | None, typer.Option(help="Seconds the whole notebook may take.")] = None,
+    cell_timeout: Annotated[float | None, typer.Option(help="Seconds each cell may take.")] = None,
     keep: Annotated[str, typer.Option(help="How long its kernel stays if it fails: 90s, 30m, 2h.")] = "",
     force: Annotated[bool, typer.Option("--force", help="A pipeline: run also what is unchanged.")] = False,
     on: Annotated[
@@ -151,15 +152,16 @@ def run(
         _emit(onray.attach(notebook), as_json)
         return
     if not notebook.endswith(".ipynb") and not Path(notebook).exists() and project_path(JOBS_FILE).is_file():
-        if p or timeout or keep or on != "here":
+        if p or timeout or cell_timeout or keep or on != "here":
             raise BadParameter(
-                f"-p, --timeout, --keep and --on are of a notebook, '{notebook}' is none",
+                f"-p, --timeout, --cell-timeout, --keep and --on are of a notebook, '{notebook}' is none",
                 "write them into jobs.toml",
             )
         _emit(run_pipeline(notebook, pipeline_steps(notebook), force=force), as_json)
         return
     keep_s = seconds(keep) if keep else None
-    _emit(onray.run(_from_here(notebook), _given(p), on=on, timeout_s=timeout, keep_s=keep_s), as_json)
+    limits = {"timeout_s": timeout, "cell_timeout_s": cell_timeout, "keep_s": keep_s}
+    _emit(onray.run(_from_here(notebook), _given(p), on=on, **limits), as_json)
 
 
 @app.command()

@@ -42,8 +42,8 @@ def run_of(ledger: Ledger, pid: int, pid_started: float | None) -> Any:
 
 def _run_notebook(due: Due, ledger: Ledger) -> None:
     job = due.rules
-    how = {"name": job.name, "ledger": ledger, "timeout_s": job.timeout_s, "keep_s": 0}
-    onray.run(job.notebook, job.given(due.due_at), on=job.on, **how)
+    limits = {"timeout_s": job.timeout_s, "cell_timeout_s": job.cell_timeout_s, "keep_s": 0}
+    onray.run(job.notebook, job.given(due.due_at), on=job.on, name=job.name, ledger=ledger, **limits)
 
 
 # %% ../../notebooks/80_jobs/56_attempt.ipynb #beating

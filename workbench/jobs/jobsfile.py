@@ -80,6 +80,7 @@ class Job(BaseModel):
         30.0, ge=0, le=86_400, description="seconds before the first retry; doubled each time"
     )
     timeout_s: float | None = Field(None, gt=0, description="seconds the notebook may take")
+    cell_timeout_s: float | None = Field(None, gt=0, description="seconds each cell may take")
     overlap: Literal["skip", "queue", "cancel"] = Field("skip", description="skip, queue or cancel")
     catch_up: Literal["none", "latest", "all"] = Field("latest", description="none, latest or all")
     catch_up_cap: int = Field(24, ge=1, le=1000, description="whole number, 1 to 1000")
