@@ -9,6 +9,37 @@ d = {
         "lib_path": "workbench",
     },
     "syms": {
+        "workbench.base.audit": {
+            "workbench.base.audit.Entry": ("00_base/audit.html#entry", "workbench/base/audit.py"),
+            "workbench.base.audit.Entry.__str__": (
+                "00_base/audit.html#entry.__str__",
+                "workbench/base/audit.py",
+            ),
+            "workbench.base.audit.Verification": (
+                "00_base/audit.html#verification",
+                "workbench/base/audit.py",
+            ),
+            "workbench.base.audit.Verification.__str__": (
+                "00_base/audit.html#verification.__str__",
+                "workbench/base/audit.py",
+            ),
+            "workbench.base.audit.Verification._repr_html_": (
+                "00_base/audit.html#verification._repr_html_",
+                "workbench/base/audit.py",
+            ),
+            "workbench.base.audit._chain": ("00_base/audit.html#_chain", "workbench/base/audit.py"),
+            "workbench.base.audit._compare": ("00_base/audit.html#_compare", "workbench/base/audit.py"),
+            "workbench.base.audit._entry": ("00_base/audit.html#_entry", "workbench/base/audit.py"),
+            "workbench.base.audit._lines": ("00_base/audit.html#_lines", "workbench/base/audit.py"),
+            "workbench.base.audit._mark": ("00_base/audit.html#_mark", "workbench/base/audit.py"),
+            "workbench.base.audit._sealed": ("00_base/audit.html#_sealed", "workbench/base/audit.py"),
+            "workbench.base.audit.check": ("00_base/audit.html#check", "workbench/base/audit.py"),
+            "workbench.base.audit.entries": ("00_base/audit.html#entries", "workbench/base/audit.py"),
+            "workbench.base.audit.note": ("00_base/audit.html#note", "workbench/base/audit.py"),
+            "workbench.base.audit.prepare": ("00_base/audit.html#prepare", "workbench/base/audit.py"),
+            "workbench.base.audit.publish": ("00_base/audit.html#publish", "workbench/base/audit.py"),
+            "workbench.base.audit.verify": ("00_base/audit.html#verify", "workbench/base/audit.py"),
+        },
         "workbench.base.errors": {
             "workbench.base.errors.BadFeed": ("00_base/errors.html#badfeed", "workbench/base/errors.py"),
             "workbench.base.errors.BadInput": ("00_base/errors.html#badinput", "workbench/base/errors.py"),
@@ -320,8 +351,25 @@ d = {
             ),
             "workbench.base.records.Run.keep": ("00_base/records.html#run.keep", "workbench/base/records.py"),
             "workbench.base.records.Run.log": ("00_base/records.html#run.log", "workbench/base/records.py"),
+            "workbench.base.records.Run.spent": (
+                "00_base/records.html#run.spent",
+                "workbench/base/records.py",
+            ),
             "workbench.base.records.Run.wall_s": (
                 "00_base/records.html#run.wall_s",
+                "workbench/base/records.py",
+            ),
+            "workbench.base.records.Spending": ("00_base/records.html#spending", "workbench/base/records.py"),
+            "workbench.base.records.Spending.__init__": (
+                "00_base/records.html#spending.__init__",
+                "workbench/base/records.py",
+            ),
+            "workbench.base.records.Spending.cost": (
+                "00_base/records.html#spending.cost",
+                "workbench/base/records.py",
+            ),
+            "workbench.base.records.Spending.lend": (
+                "00_base/records.html#spending.lend",
                 "workbench/base/records.py",
             ),
             "workbench.base.records._end": ("00_base/records.html#_end", "workbench/base/records.py"),
@@ -2956,6 +3004,7 @@ d = {
                 "workbench/jobs/ending.py",
             ),
             "workbench.jobs.ending._raised": ("80_jobs/ending.html#_raised", "workbench/jobs/ending.py"),
+            "workbench.jobs.ending._trouble": ("80_jobs/ending.html#_trouble", "workbench/jobs/ending.py"),
             "workbench.jobs.ending.ending_of": ("80_jobs/ending.html#ending_of", "workbench/jobs/ending.py"),
             "workbench.jobs.ending.failed_cell": (
                 "80_jobs/ending.html#failed_cell",
@@ -2963,6 +3012,10 @@ d = {
             ),
             "workbench.jobs.ending.thread_errors": (
                 "80_jobs/ending.html#thread_errors",
+                "workbench/jobs/ending.py",
+            ),
+            "workbench.jobs.ending.trouble_said": (
+                "80_jobs/ending.html#trouble_said",
                 "workbench/jobs/ending.py",
             ),
             "workbench.jobs.ending.where": ("80_jobs/ending.html#where", "workbench/jobs/ending.py"),
@@ -3186,9 +3239,26 @@ d = {
             ),
         },
         "workbench.jobs.keeper": {
+            "workbench.jobs.keeper.OomWatch": ("80_jobs/keeper.html#oomwatch", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper.OomWatch.__init__": (
+                "80_jobs/keeper.html#oomwatch.__init__",
+                "workbench/jobs/keeper.py",
+            ),
+            "workbench.jobs.keeper.OomWatch._count": (
+                "80_jobs/keeper.html#oomwatch._count",
+                "workbench/jobs/keeper.py",
+            ),
+            "workbench.jobs.keeper.OomWatch.killed": (
+                "80_jobs/keeper.html#oomwatch.killed",
+                "workbench/jobs/keeper.py",
+            ),
             "workbench.jobs.keeper._adopt": ("80_jobs/keeper.html#_adopt", "workbench/jobs/keeper.py"),
             "workbench.jobs.keeper._exit_like": (
                 "80_jobs/keeper.html#_exit_like",
+                "workbench/jobs/keeper.py",
+            ),
+            "workbench.jobs.keeper._oom_files": (
+                "80_jobs/keeper.html#_oom_files",
                 "workbench/jobs/keeper.py",
             ),
             "workbench.jobs.keeper._reap": ("80_jobs/keeper.html#_reap", "workbench/jobs/keeper.py"),
@@ -3209,7 +3279,6 @@ d = {
                 "workbench/jobs/keeper.py",
             ),
             "workbench.jobs.keeper.killed_by": ("80_jobs/keeper.html#killed_by", "workbench/jobs/keeper.py"),
-            "workbench.jobs.keeper.oom_kills": ("80_jobs/keeper.html#oom_kills", "workbench/jobs/keeper.py"),
         },
         "workbench.jobs.kept": {
             "workbench.jobs.kept.Kept": ("80_jobs/kept.html#kept", "workbench/jobs/kept.py"),
@@ -3945,10 +4014,6 @@ d = {
             "workbench.jobs.runner._kept": ("80_jobs/runner.html#_kept", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._made_of": ("80_jobs/runner.html#_made_of", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._prepare": ("80_jobs/runner.html#_prepare", "workbench/jobs/runner.py"),
-            "workbench.jobs.runner._store_said": (
-                "80_jobs/runner.html#_store_said",
-                "workbench/jobs/runner.py",
-            ),
             "workbench.jobs.runner._warm": ("80_jobs/runner.html#_warm", "workbench/jobs/runner.py"),
             "workbench.jobs.runner.run": ("80_jobs/runner.html#run", "workbench/jobs/runner.py"),
         },
