@@ -79,6 +79,10 @@ d = {
                 "00_base/errors.html#missingextra",
                 "workbench/base/errors.py",
             ),
+            "workbench.base.errors.NotAllowed": (
+                "00_base/errors.html#notallowed",
+                "workbench/base/errors.py",
+            ),
             "workbench.base.errors.NotFound": ("00_base/errors.html#notfound", "workbench/base/errors.py"),
             "workbench.base.errors.Stopped": ("00_base/errors.html#stopped", "workbench/base/errors.py"),
             "workbench.base.errors.Stopped._render_traceback_": (
@@ -635,12 +639,36 @@ d = {
                 "10_compute/cluster.html#cluster",
                 "workbench/compute/cluster.py",
             ),
+            "workbench.compute.cluster.Cluster.__str__": (
+                "10_compute/cluster.html#cluster.__str__",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.Cluster._repr_html_": (
+                "10_compute/cluster.html#cluster._repr_html_",
+                "workbench/compute/cluster.py",
+            ),
             "workbench.compute.cluster.Cluster.cpus": (
                 "10_compute/cluster.html#cluster.cpus",
                 "workbench/compute/cluster.py",
             ),
+            "workbench.compute.cluster.Cluster.gpus": (
+                "10_compute/cluster.html#cluster.gpus",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.Standing": (
+                "10_compute/cluster.html#standing",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.Standing.__str__": (
+                "10_compute/cluster.html#standing.__str__",
+                "workbench/compute/cluster.py",
+            ),
             "workbench.compute.cluster._absent": (
                 "10_compute/cluster.html#_absent",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster._alone": (
+                "10_compute/cluster.html#_alone",
                 "workbench/compute/cluster.py",
             ),
             "workbench.compute.cluster._answers": (
@@ -676,6 +704,10 @@ d = {
                 "10_compute/cluster.html#head",
                 "workbench/compute/cluster.py",
             ),
+            "workbench.compute.cluster.here_stands": (
+                "10_compute/cluster.html#here_stands",
+                "workbench/compute/cluster.py",
+            ),
             "workbench.compute.cluster.secure_token": (
                 "10_compute/cluster.html#secure_token",
                 "workbench/compute/cluster.py",
@@ -683,6 +715,92 @@ d = {
             "workbench.compute.cluster.started_in": (
                 "10_compute/cluster.html#started_in",
                 "workbench/compute/cluster.py",
+            ),
+        },
+        "workbench.compute.resources": {
+            "workbench.compute.resources.Device": (
+                "10_compute/resources.html#device",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Port": (
+                "10_compute/resources.html#port",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Port.__str__": (
+                "10_compute/resources.html#port.__str__",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Port.loopback": (
+                "10_compute/resources.html#port.loopback",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Resources": (
+                "10_compute/resources.html#resources",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Resources.__str__": (
+                "10_compute/resources.html#resources.__str__",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Resources._repr_html_": (
+                "10_compute/resources.html#resources._repr_html_",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.Resources.device": (
+                "10_compute/resources.html#resources.device",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._cuda": (
+                "10_compute/resources.html#_cuda",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._folders": (
+                "10_compute/resources.html#_folders",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._host": (
+                "10_compute/resources.html#_host",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._listening": (
+                "10_compute/resources.html#_listening",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._machine_mb": (
+                "10_compute/resources.html#_machine_mb",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._mps": (
+                "10_compute/resources.html#_mps",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._name": (
+                "10_compute/resources.html#_name",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources._number": (
+                "10_compute/resources.html#_number",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.cgroup_cpus": (
+                "10_compute/resources.html#cgroup_cpus",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.cgroup_memory_mb": (
+                "10_compute/resources.html#cgroup_memory_mb",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.open_ports": (
+                "10_compute/resources.html#open_ports",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.resources": (
+                "10_compute/resources.html#resources",
+                "workbench/compute/resources.py",
+            ),
+            "workbench.compute.resources.visible": (
+                "10_compute/resources.html#visible",
+                "workbench/compute/resources.py",
             ),
         },
         "workbench.data.agreement": {
@@ -1031,6 +1149,7 @@ d = {
                 "20_data/contract.html#_wanted",
                 "workbench/data/contract.py",
             ),
+            "workbench.data.contract._whole": ("20_data/contract.html#_whole", "workbench/data/contract.py"),
         },
         "workbench.data.csv": {
             "workbench.data.csv.CsvSource": ("20_data/csv.html#csvsource", "workbench/data/csv.py"),
@@ -2245,6 +2364,10 @@ d = {
                 "20_data/recipe.html#recipe.__str__",
                 "workbench/data/recipe.py",
             ),
+            "workbench.data.recipe.Recipe._codes": (
+                "20_data/recipe.html#recipe._codes",
+                "workbench/data/recipe.py",
+            ),
             "workbench.data.recipe.Recipe._complete": (
                 "20_data/recipe.html#recipe._complete",
                 "workbench/data/recipe.py",
@@ -2259,6 +2382,14 @@ d = {
             ),
             "workbench.data.recipe.Recipe._flagged": (
                 "20_data/recipe.html#recipe._flagged",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._gaps": (
+                "20_data/recipe.html#recipe._gaps",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe.Recipe._moments": (
+                "20_data/recipe.html#recipe._moments",
                 "workbench/data/recipe.py",
             ),
             "workbench.data.recipe.Recipe._repr_html_": (
@@ -2337,6 +2468,34 @@ d = {
             ),
             "workbench.data.report.Verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
             "workbench.data.report.verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
+        },
+        "workbench.data.rowset": {
+            "workbench.data.rowset.RowSet": ("20_data/rowset.html#rowset", "workbench/data/rowset.py"),
+            "workbench.data.rowset.RowSet.__len__": (
+                "20_data/rowset.html#rowset.__len__",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.add": (
+                "20_data/rowset.html#rowset.add",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.has": (
+                "20_data/rowset.html#rowset.has",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.mask": (
+                "20_data/rowset.html#rowset.mask",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.nbytes": (
+                "20_data/rowset.html#rowset.nbytes",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.shared": (
+                "20_data/rowset.html#rowset.shared",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset._bits": ("20_data/rowset.html#_bits", "workbench/data/rowset.py"),
         },
         "workbench.data.rule": {
             "workbench.data.rule.Rule": ("20_data/rule.html#rule", "workbench/data/rule.py"),
@@ -2803,6 +2962,97 @@ d = {
             "workbench.data.where._terms": ("20_data/where.html#_terms", "workbench/data/where.py"),
             "workbench.data.where._unwrapped": ("20_data/where.html#_unwrapped", "workbench/data/where.py"),
             "workbench.data.where.comparisons": ("20_data/where.html#comparisons", "workbench/data/where.py"),
+        },
+        "workbench.data.whole": {
+            "workbench.data.whole.Balance": ("20_data/whole.html#balance", "workbench/data/whole.py"),
+            "workbench.data.whole.Balance.__post_init__": (
+                "20_data/whole.html#balance.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Balance.scored": (
+                "20_data/whole.html#balance.scored",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Balance.sql": ("20_data/whole.html#balance.sql", "workbench/data/whole.py"),
+            "workbench.data.whole.Complete": ("20_data/whole.html#complete", "workbench/data/whole.py"),
+            "workbench.data.whole.Complete.__post_init__": (
+                "20_data/whole.html#complete.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Complete.names": (
+                "20_data/whole.html#complete.names",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Complete.scored": (
+                "20_data/whole.html#complete.scored",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Complete.wanted": (
+                "20_data/whole.html#complete.wanted",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Drift": ("20_data/whole.html#drift", "workbench/data/whole.py"),
+            "workbench.data.whole.Drift.__post_init__": (
+                "20_data/whole.html#drift.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Drift.names": ("20_data/whole.html#drift.names", "workbench/data/whole.py"),
+            "workbench.data.whole.Fresh": ("20_data/whole.html#fresh", "workbench/data/whole.py"),
+            "workbench.data.whole.Fresh.__post_init__": (
+                "20_data/whole.html#fresh.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Fresh.names": ("20_data/whole.html#fresh.names", "workbench/data/whole.py"),
+            "workbench.data.whole.Unique": ("20_data/whole.html#unique", "workbench/data/whole.py"),
+            "workbench.data.whole.Unique.__post_init__": (
+                "20_data/whole.html#unique.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Unique.names": (
+                "20_data/whole.html#unique.names",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Volume": ("20_data/whole.html#volume", "workbench/data/whole.py"),
+            "workbench.data.whole.Volume.__post_init__": (
+                "20_data/whole.html#volume.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Volume.names": (
+                "20_data/whole.html#volume.names",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Volume.scored": (
+                "20_data/whole.html#volume.scored",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Whole": ("20_data/whole.html#whole", "workbench/data/whole.py"),
+            "workbench.data.whole.Whole.__post_init__": (
+                "20_data/whole.html#whole.__post_init__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Whole.__str__": (
+                "20_data/whole.html#whole.__str__",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Whole.names": ("20_data/whole.html#whole.names", "workbench/data/whole.py"),
+            "workbench.data.whole.Whole.scored": (
+                "20_data/whole.html#whole.scored",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.Whole.sql": ("20_data/whole.html#whole.sql", "workbench/data/whole.py"),
+            "workbench.data.whole.Whole.to_json": (
+                "20_data/whole.html#whole.to_json",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole._names": ("20_data/whole.html#_names", "workbench/data/whole.py"),
+            "workbench.data.whole._parts": ("20_data/whole.html#_parts", "workbench/data/whole.py"),
+            "workbench.data.whole._share": ("20_data/whole.html#_share", "workbench/data/whole.py"),
+            "workbench.data.whole.calendar_names": (
+                "20_data/whole.html#calendar_names",
+                "workbench/data/whole.py",
+            ),
+            "workbench.data.whole.duration_s": ("20_data/whole.html#duration_s", "workbench/data/whole.py"),
+            "workbench.data.whole.whole_of": ("20_data/whole.html#whole_of", "workbench/data/whole.py"),
         },
         "workbench.flights.features": {
             "workbench.flights.features.DelayNet": (
@@ -4628,6 +4878,10 @@ d = {
                 "30_models/predictor.html#predictor.scores",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.Predictor.tiles": (
+                "30_models/predictor.html#predictor.tiles",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.Predictor.warm": (
                 "30_models/predictor.html#predictor.warm",
                 "workbench/models/predictor.py",
@@ -4646,6 +4900,10 @@ d = {
             ),
             "workbench.models.predictor._moved_by_place": (
                 "30_models/predictor.html#_moved_by_place",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._same_in": (
+                "30_models/predictor.html#_same_in",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor.build": (
@@ -5327,6 +5585,136 @@ d = {
                 "workbench/train/baseline.py",
             ),
         },
+        "workbench.train.checkpoint": {
+            "workbench.train.checkpoint.Checkpoints": (
+                "40_train/checkpoint.html#checkpoints",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints.__init__": (
+                "40_train/checkpoint.html#checkpoints.__init__",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints._note": (
+                "40_train/checkpoint.html#checkpoints._note",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints._prune": (
+                "40_train/checkpoint.html#checkpoints._prune",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints._publish": (
+                "40_train/checkpoint.html#checkpoints._publish",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints._run": (
+                "40_train/checkpoint.html#checkpoints._run",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints.close": (
+                "40_train/checkpoint.html#checkpoints.close",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints.path": (
+                "40_train/checkpoint.html#checkpoints.path",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints.save": (
+                "40_train/checkpoint.html#checkpoints.save",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Checkpoints.wait": (
+                "40_train/checkpoint.html#checkpoints.wait",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Piece": (
+                "40_train/checkpoint.html#piece",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved": (
+                "40_train/checkpoint.html#saved",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.__str__": (
+                "40_train/checkpoint.html#saved.__str__",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.check": (
+                "40_train/checkpoint.html#saved.check",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.fill": (
+                "40_train/checkpoint.html#saved.fill",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.meta": (
+                "40_train/checkpoint.html#saved.meta",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.size_bytes": (
+                "40_train/checkpoint.html#saved.size_bytes",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.step": (
+                "40_train/checkpoint.html#saved.step",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.tensor": (
+                "40_train/checkpoint.html#saved.tensor",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Saved.world": (
+                "40_train/checkpoint.html#saved.world",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Snapshot": (
+                "40_train/checkpoint.html#snapshot",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Snapshot.__init__": (
+                "40_train/checkpoint.html#snapshot.__init__",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Snapshot._room": (
+                "40_train/checkpoint.html#snapshot._room",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Snapshot.take": (
+                "40_train/checkpoint.html#snapshot.take",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.Snapshot.write": (
+                "40_train/checkpoint.html#snapshot.write",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint._index": (
+                "40_train/checkpoint.html#_index",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint._overlap": (
+                "40_train/checkpoint.html#_overlap",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint._sync": (
+                "40_train/checkpoint.html#_sync",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.latest": (
+                "40_train/checkpoint.html#latest",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.local_part": (
+                "40_train/checkpoint.html#local_part",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.pieces": (
+                "40_train/checkpoint.html#pieces",
+                "workbench/train/checkpoint.py",
+            ),
+            "workbench.train.checkpoint.steps": (
+                "40_train/checkpoint.html#steps",
+                "workbench/train/checkpoint.py",
+            ),
+        },
         "workbench.train.fit": {
             "workbench.train.fit._first": ("40_train/fit.html#_first", "workbench/train/fit.py"),
             "workbench.train.fit._result": ("40_train/fit.html#_result", "workbench/train/fit.py"),
@@ -5472,6 +5860,44 @@ d = {
                 "workbench/train/scale.py",
             ),
             "workbench.train.scale.session": ("40_train/scale.html#session", "workbench/train/scale.py"),
+        },
+        "workbench.train.state": {
+            "workbench.train.state.Training": ("40_train/state.html#training", "workbench/train/state.py"),
+            "workbench.train.state.Training._model": (
+                "40_train/state.html#training._model",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state.Training._parts": (
+                "40_train/state.html#training._parts",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state.Training._reader": (
+                "40_train/state.html#training._reader",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state.Training.capture": (
+                "40_train/state.html#training.capture",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state.Training.restore": (
+                "40_train/state.html#training.restore",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state._key": ("40_train/state.html#_key", "workbench/train/state.py"),
+            "workbench.train.state._like": ("40_train/state.html#_like", "workbench/train/state.py"),
+            "workbench.train.state._tuples": ("40_train/state.html#_tuples", "workbench/train/state.py"),
+            "workbench.train.state.bare": ("40_train/state.html#bare", "workbench/train/state.py"),
+            "workbench.train.state.flatten": ("40_train/state.html#flatten", "workbench/train/state.py"),
+            "workbench.train.state.random_states": (
+                "40_train/state.html#random_states",
+                "workbench/train/state.py",
+            ),
+            "workbench.train.state.restored": ("40_train/state.html#restored", "workbench/train/state.py"),
+            "workbench.train.state.seed_all": ("40_train/state.html#seed_all", "workbench/train/state.py"),
+            "workbench.train.state.set_random_states": (
+                "40_train/state.html#set_random_states",
+                "workbench/train/state.py",
+            ),
         },
     },
 }

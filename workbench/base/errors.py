@@ -20,6 +20,7 @@ WorkbenchError          1    anything of ours
 ├── JobFailed           7    a notebook that raised, or whose kernel ended by itself; `cause` says what ended it
 │   ├── JobTimedOut     9    a notebook that ran out of time
 │   └── JobKilled      10    a notebook whose kernel was killed: a signal, out of memory
+├── NotAllowed         12    a person without the role, or their own work
 ├── Unavailable         8    a port in use, a store another process holds
 └── Stopped           130    the user pressed Stop or Ctrl-C
 ```"""
@@ -42,6 +43,7 @@ __all__ = [
     "JobFailed",
     "JobTimedOut",
     "JobKilled",
+    "NotAllowed",
     "Unavailable",
     "Stopped",
     "need",
@@ -171,6 +173,12 @@ class JobKilled(JobFailed):
 
     exit_code = 10
     status = "killed"
+
+
+class NotAllowed(WorkbenchError):
+    "A person without the role, or one who would judge their own work."
+
+    exit_code = 12
 
 
 class Unavailable(WorkbenchError):

@@ -63,10 +63,15 @@ class Settings(BaseSettings):
         le=86_400,
         description="seconds that the kernel of a failed job stays for workbench debug, at most 86400",
     )
+    approvals_needed: int = Field(0, ge=0, le=10, description="people who must approve a promotion, 0 to 10")
+    approval_expires_h: float = Field(72, gt=0, le=8760, description="hours a request stays open, up to 8760")
+    user_token: str | None = Field(None, description="your own token: a reference, env:NAME or file:PATH")
+    trusted_proxies: str = Field("", description="addresses whose sign-in headers count, comma-separated")
+    proxy_user_header: str = Field("X-Forwarded-Email", description="header that names the person")
     cpu_usd_per_h: float = Field(0.04, ge=0, description="price of one CPU core, USD an hour")
     gpu_usd_per_h: float = Field(2.5, ge=0, description="price of one GPU, USD an hour")
 
-    @field_validator("serve_token")
+    @field_validator("serve_token", "user_token")
     @classmethod
     def _is_reference(cls, value: str | None) -> str | None:
         if value is not None and value.partition(":")[0] not in ("env", "file"):
