@@ -11,6 +11,7 @@ One *run record* ties the four together: who ran what code, on which data, in wh
 
 Modules:
 
+- `workbench.base.audit`: Who decided what, and nobody changes it afterwards unnoticed.
 - `workbench.base.errors`: One tree; every message says what happened, the value, and what to do.
 - `workbench.base.events`: One line an event, with the run it belongs to.
 - `workbench.base.html`: What every noun looks like in a notebook, escaped.
@@ -33,7 +34,11 @@ Modules:
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
+- `workbench.compute.resources`: What this process may really use: cores, memory, devices; and which doors of ours stand open.
+- `workbench.compute.session`: `wb.cluster()`: one line, and this kernel has the cluster of its profile.
+- `workbench.compute.standing`: A Ray that waits: `workbench cluster up` once, and every kernel connects in a moment.
 - `workbench.data.agreement`: When several people label the same thing: how far they agree beyond chance, and who stands apart.
 - `workbench.data.batching`: From a checked feed to batches: which parts are read, which rows may come out, and what they become.
 - `workbench.data.blocks`: Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
@@ -65,6 +70,7 @@ Modules:
 - `workbench.data.raydata`: A Ray Dataset as a source: its blocks are the parts, wherever in the cluster they lie.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
 - `workbench.data.report`: What a check found, to look at and to keep.
+- `workbench.data.rowset`: Which rows of a file count, in a bit a row at most, and in nothing where all of them do.
 - `workbench.data.rule`: A statement about a row, in SQL: the same one refuses a row of a feed and a row of a request.
 - `workbench.data.shuffle`: The order of an epoch is arithmetic: from a seed, without reading a row.
 - `workbench.data.sketch`: What a column looked like, in a few kilobytes, however many rows it had; two sketches add up to one.
@@ -74,9 +80,12 @@ Modules:
 - `workbench.data.stream`: The same check and the same rows, part by part on a cluster.
 - `workbench.data.text`: Lines of a file, plain or packed, each UTF-8 and of a sane length; a bomb is refused before it goes off.
 - `workbench.data.where`: What a filter says about whole parts: those it provably empties are never read.
+- `workbench.data.whole`: What must be true of a feed as a whole: enough rows, fresh, complete, each once, not drifted, balanced.
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
 - `workbench.jobs.alerts`: Whoever has to know is told what happened, in which cell, with its last lines; and where it is sent is never written down.
+- `workbench.jobs.asked`: What somebody asks for in a dialog, a run now or a schedule, is kept beside what `jobs.toml` says, and is run the same way.
 - `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
+- `workbench.jobs.cells`: What each statement of a cell reads, binds, changes and carries along, from its text alone.
 - `workbench.jobs.compare`: Whether two runs of a notebook came to the same, and if not, in which metric and which cell.
 - `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.
 - `workbench.jobs.debug`: The notebook that failed, open in JupyterLab, on the kernel it failed in.
@@ -85,11 +94,13 @@ Modules:
 - `workbench.jobs.engine`: Papermill's executor, with true statuses, whole files, capped outputs and an end that is an end.
 - `workbench.jobs.exports`: The same file for those who have a scheduler: systemd, cron, Kubernetes, Airflow.
 - `workbench.jobs.far`: A notebook at work on a Ray cluster: a mailbox between the two sides, the work there, and the process that speaks with Ray here.
+- `workbench.jobs.freeze`: An object and all that belongs to it as bytes: arrays and tensors in one place each, tables as Arrow, the rest by cloudpickle; what cannot be kept is refused.
 - `workbench.jobs.inputs`: What a run was made of, beside its commit: its notebook, and the files that it names.
 - `workbench.jobs.jobsfile`: `jobs.toml` says which notebook is due when, and a mistake in it is found before anything is due.
 - `workbench.jobs.keeper`: A kernel, and whatever it started, ends when its job ends.
 - `workbench.jobs.kept`: The kernel of a failed job stays for a while, with everything in it, and then it goes.
 - `workbench.jobs.kernels`: A job starts in a tenth of a second, or says why not.
+- `workbench.jobs.keys`: The same key, the same work: what a cell's values are known by, found by walking through a notebook as it would run.
 - `workbench.jobs.kinds`: What a parameter may be, read from its annotation's syntax and never evaluated.
 - `workbench.jobs.lead`: Several schedulers may run; one leads, and one that has lost the lead cannot write.
 - `workbench.jobs.live`: JupyterLab's buttons work on a kernel that it did not start.
@@ -100,15 +111,21 @@ Modules:
 - `workbench.jobs.outcome`: A notebook says what came out of it; the record of its run keeps it.
 - `workbench.jobs.outputs`: What a cell may leave in the executed notebook: up to 10 MB, streams in one piece, what went wrong always.
 - `workbench.jobs.parcel`: What a job takes to another machine, and what it brings back: in one file, checked, and nothing is overwritten.
+- `workbench.jobs.pieces`: Names of a notebook that share something, as bytes in files of known formats, checked byte for byte before they are opened.
 - `workbench.jobs.pipeline`: Several notebooks, ordered by what they read and write; what is unchanged is not run again.
+- `workbench.jobs.planning`: Which cells of a notebook must run again, and why: decided from what was recorded, before anything starts.
 - `workbench.jobs.provision`: Where a job's kernel comes from: this interpreter under a keeper, or one that runs already.
+- `workbench.jobs.recorder`: Beside a run: after each cell it has the kernel write down what changed, signs it, and in a resumed run it puts back what was kept.
 - `workbench.jobs.report`: An executed notebook as one HTML file that anyone can open: nothing in it runs, nothing is fetched.
 - `workbench.jobs.reproduce`: A run of a while ago, made again from what was written down, and every difference named.
 - `workbench.jobs.reproduction`: What running a run again has shown: what it was made of then and now, and every difference named.
+- `workbench.jobs.resume`: A run that ended badly goes on at the cell that failed: what is still true is restored, what is not runs again, and it says which.
 - `workbench.jobs.runner`: One call runs a notebook as a job: checked before, whole afterwards, and nothing left behind.
 - `workbench.jobs.schedule`: What is due, what is late, what is skipped and why: decisions, with no clock, process or file in them.
 - `workbench.jobs.scheduler`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
 - `workbench.jobs.secret`: A notebook is given where a secret is, never the secret; what it prints does not hold it.
+- `workbench.jobs.snapshot`: In the kernel: what a cell changed is written down while the notebook goes on, and put back in another kernel.
+- `workbench.jobs.traces`: What a cell leaves outside its namespace: files it read and wrote, modules it imported, random states, folder and environment.
 - `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
 - `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
@@ -122,6 +139,7 @@ Modules:
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
 - `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
+- `workbench.release.people`: Who may do what; a token is shown once and kept only as its hash.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
@@ -131,13 +149,15 @@ Modules:
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.
+- `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
 - `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
 - `workbench.train.metrics`: How good the probabilities are, on the whole and slice by slice.
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
 - `workbench.train.rows`: Two feeds become four arrays, once, the same for a baseline and a net.
-- `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind."""
+- `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
+- `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

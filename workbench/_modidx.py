@@ -634,6 +634,30 @@ d = {
             "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
         },
+        "workbench.compute.cloud": {
+            "workbench.compute.cloud._node": ("10_compute/cloud.html#_node", "workbench/compute/cloud.py"),
+            "workbench.compute.cloud._provider": (
+                "10_compute/cloud.html#_provider",
+                "workbench/compute/cloud.py",
+            ),
+            "workbench.compute.cloud._resources": (
+                "10_compute/cloud.html#_resources",
+                "workbench/compute/cloud.py",
+            ),
+            "workbench.compute.cloud.config": ("10_compute/cloud.html#config", "workbench/compute/cloud.py"),
+            "workbench.compute.cloud.kuberay_values": (
+                "10_compute/cloud.html#kuberay_values",
+                "workbench/compute/cloud.py",
+            ),
+            "workbench.compute.cloud.ray_yaml": (
+                "10_compute/cloud.html#ray_yaml",
+                "workbench/compute/cloud.py",
+            ),
+            "workbench.compute.cloud.workers": (
+                "10_compute/cloud.html#workers",
+                "workbench/compute/cloud.py",
+            ),
+        },
         "workbench.compute.cluster": {
             "workbench.compute.cluster.Cluster": (
                 "10_compute/cluster.html#cluster",
@@ -802,6 +826,67 @@ d = {
                 "10_compute/resources.html#visible",
                 "workbench/compute/resources.py",
             ),
+        },
+        "workbench.compute.session": {
+            "workbench.compute.session.Nowhere": (
+                "10_compute/session.html#nowhere",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.Nowhere.__str__": (
+                "10_compute/session.html#nowhere.__str__",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.Nowhere._repr_html_": (
+                "10_compute/session.html#nowhere._repr_html_",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.Nowhere.cpus": (
+                "10_compute/session.html#nowhere.cpus",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.Nowhere.gpus": (
+                "10_compute/session.html#nowhere.gpus",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.cluster": (
+                "10_compute/session.html#cluster",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.connected": (
+                "10_compute/session.html#connected",
+                "workbench/compute/session.py",
+            ),
+            "workbench.compute.session.disconnect": (
+                "10_compute/session.html#disconnect",
+                "workbench/compute/session.py",
+            ),
+        },
+        "workbench.compute.standing": {
+            "workbench.compute.standing.Status": (
+                "10_compute/standing.html#status",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing.Status.__str__": (
+                "10_compute/standing.html#status.__str__",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing._wait_for": (
+                "10_compute/standing.html#_wait_for",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing.down": (
+                "10_compute/standing.html#down",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing.status": (
+                "10_compute/standing.html#status",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing.stay": (
+                "10_compute/standing.html#stay",
+                "workbench/compute/standing.py",
+            ),
+            "workbench.compute.standing.up": ("10_compute/standing.html#up", "workbench/compute/standing.py"),
         },
         "workbench.data.agreement": {
             "workbench.data.agreement.Agreement": (
@@ -3095,6 +3180,28 @@ d = {
             "workbench.jobs.alerts.pending": ("80_jobs/alerts.html#pending", "workbench/jobs/alerts.py"),
             "workbench.jobs.alerts.send": ("80_jobs/alerts.html#send", "workbench/jobs/alerts.py"),
         },
+        "workbench.jobs.asked": {
+            "workbench.jobs.asked.Definition": ("80_jobs/asked.html#definition", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.Definition.__str__": (
+                "80_jobs/asked.html#definition.__str__",
+                "workbench/jobs/asked.py",
+            ),
+            "workbench.jobs.asked._cancel": ("80_jobs/asked.html#_cancel", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked._found": ("80_jobs/asked.html#_found", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked._write": ("80_jobs/asked.html#_write", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.all_jobs": ("80_jobs/asked.html#all_jobs", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.ask": ("80_jobs/asked.html#ask", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.cancel": ("80_jobs/asked.html#cancel", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.checked": ("80_jobs/asked.html#checked", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.define": ("80_jobs/asked.html#define", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.definitions": ("80_jobs/asked.html#definitions", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.hide": ("80_jobs/asked.html#hide", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.plain_name": ("80_jobs/asked.html#plain_name", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.redefine": ("80_jobs/asked.html#redefine", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.stamp": ("80_jobs/asked.html#stamp", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.tables": ("80_jobs/asked.html#tables", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.undefine": ("80_jobs/asked.html#undefine", "workbench/jobs/asked.py"),
+        },
         "workbench.jobs.attempt": {
             "workbench.jobs.attempt._beating": ("80_jobs/attempt.html#_beating", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt._end": ("80_jobs/attempt.html#_end", "workbench/jobs/attempt.py"),
@@ -3107,6 +3214,38 @@ d = {
             "workbench.jobs.attempt.main": ("80_jobs/attempt.html#main", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.work": ("80_jobs/attempt.html#work", "workbench/jobs/attempt.py"),
+        },
+        "workbench.jobs.cells": {
+            "workbench.jobs.cells.Call": ("80_jobs/cells.html#call", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.Part": ("80_jobs/cells.html#part", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.Part.names": ("80_jobs/cells.html#part.names", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk": ("80_jobs/cells.html#_walk", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk.__init__": (
+                "80_jobs/cells.html#_walk.__init__",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk._call": ("80_jobs/cells.html#_walk._call", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk._import": (
+                "80_jobs/cells.html#_walk._import",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk._one": ("80_jobs/cells.html#_walk._one", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._Walk._scope": (
+                "80_jobs/cells.html#_walk._scope",
+                "workbench/jobs/cells.py",
+            ),
+            "workbench.jobs.cells._Walk.visit": ("80_jobs/cells.html#_walk.visit", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._given": ("80_jobs/cells.html#_given", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._later": ("80_jobs/cells.html#_later", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._literal": ("80_jobs/cells.html#_literal", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._local": ("80_jobs/cells.html#_local", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._part": ("80_jobs/cells.html#_part", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._plain": ("80_jobs/cells.html#_plain", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._root": ("80_jobs/cells.html#_root", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._settings": ("80_jobs/cells.html#_settings", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells._targets": ("80_jobs/cells.html#_targets", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.mentions": ("80_jobs/cells.html#mentions", "workbench/jobs/cells.py"),
+            "workbench.jobs.cells.parts": ("80_jobs/cells.html#parts", "workbench/jobs/cells.py"),
         },
         "workbench.jobs.compare": {
             "workbench.jobs.compare.Compared": ("80_jobs/compare.html#compared", "workbench/jobs/compare.py"),
@@ -3304,9 +3443,22 @@ d = {
                 "80_jobs/engine.html#execution.wait",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine.Watch": ("80_jobs/engine.html#watch", "workbench/jobs/engine.py"),
+            "workbench.jobs.engine.Watch.after": (
+                "80_jobs/engine.html#watch.after",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine.Watch.before": (
+                "80_jobs/engine.html#watch.before",
+                "workbench/jobs/engine.py",
+            ),
             "workbench.jobs.engine._Client": ("80_jobs/engine.html#_client", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._Client.__init__": (
                 "80_jobs/engine.html#_client.__init__",
+                "workbench/jobs/engine.py",
+            ),
+            "workbench.jobs.engine._Client._async_ask": (
+                "80_jobs/engine.html#_client._async_ask",
                 "workbench/jobs/engine.py",
             ),
             "workbench.jobs.engine._Client._async_cleanup_kernel": (
@@ -3338,6 +3490,7 @@ d = {
                 "80_jobs/engine.html#_executed.save",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine._answer": ("80_jobs/engine.html#_answer", "workbench/jobs/engine.py"),
             "workbench.jobs.engine._private_folder": (
                 "80_jobs/engine.html#_private_folder",
                 "workbench/jobs/engine.py",
@@ -3423,6 +3576,95 @@ d = {
             "workbench.jobs.far.raised": ("80_jobs/far.html#raised", "workbench/jobs/far.py"),
             "workbench.jobs.far.said": ("80_jobs/far.html#said", "workbench/jobs/far.py"),
             "workbench.jobs.far.work": ("80_jobs/far.html#work", "workbench/jobs/far.py"),
+        },
+        "workbench.jobs.freeze": {
+            "workbench.jobs.freeze.CannotKeep": (
+                "80_jobs/freeze.html#cannotkeep",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer": ("80_jobs/freeze.html#freezer", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze.Freezer.__init__": (
+                "80_jobs/freeze.html#freezer.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._array": (
+                "80_jobs/freeze.html#freezer._array",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._beside": (
+                "80_jobs/freeze.html#freezer._beside",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._function": (
+                "80_jobs/freeze.html#freezer._function",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._heavy": (
+                "80_jobs/freeze.html#freezer._heavy",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._table": (
+                "80_jobs/freeze.html#freezer._table",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer._torch": (
+                "80_jobs/freeze.html#freezer._torch",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.freeze": (
+                "80_jobs/freeze.html#freezer.freeze",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.identities": (
+                "80_jobs/freeze.html#freezer.identities",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.persistent_id": (
+                "80_jobs/freeze.html#freezer.persistent_id",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.reducer_override": (
+                "80_jobs/freeze.html#freezer.reducer_override",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.Freezer.size_bytes": (
+                "80_jobs/freeze.html#freezer.size_bytes",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.TooLong": ("80_jobs/freeze.html#toolong", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Held": ("80_jobs/freeze.html#_held", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Held.__init__": (
+                "80_jobs/freeze.html#_held.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._Thaw": ("80_jobs/freeze.html#_thaw", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._Thaw.__init__": (
+                "80_jobs/freeze.html#_thaw.__init__",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._Thaw.persistent_load": (
+                "80_jobs/freeze.html#_thaw.persistent_load",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._estimated": (
+                "80_jobs/freeze.html#_estimated",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._is_notebooks": (
+                "80_jobs/freeze.html#_is_notebooks",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze._is_plain": ("80_jobs/freeze.html#_is_plain", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._memory": ("80_jobs/freeze.html#_memory", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._own": ("80_jobs/freeze.html#_own", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._table": ("80_jobs/freeze.html#_table", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._tensor": ("80_jobs/freeze.html#_tensor", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze._view": ("80_jobs/freeze.html#_view", "workbench/jobs/freeze.py"),
+            "workbench.jobs.freeze.table_bytes": (
+                "80_jobs/freeze.html#table_bytes",
+                "workbench/jobs/freeze.py",
+            ),
+            "workbench.jobs.freeze.thaw": ("80_jobs/freeze.html#thaw", "workbench/jobs/freeze.py"),
         },
         "workbench.jobs.inputs": {
             "workbench.jobs.inputs._filled": ("80_jobs/inputs.html#_filled", "workbench/jobs/inputs.py"),
@@ -3626,6 +3868,34 @@ d = {
             "workbench.jobs.kernels.take": ("80_jobs/kernels.html#take", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.why_cold": ("80_jobs/kernels.html#why_cold", "workbench/jobs/kernels.py"),
         },
+        "workbench.jobs.keys": {
+            "workbench.jobs.keys.Did": ("80_jobs/keys.html#did", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk": ("80_jobs/keys.html#walk", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk.__init__": (
+                "80_jobs/keys.html#walk.__init__",
+                "workbench/jobs/keys.py",
+            ),
+            "workbench.jobs.keys.Walk._bind": ("80_jobs/keys.html#walk._bind", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk._changed": (
+                "80_jobs/keys.html#walk._changed",
+                "workbench/jobs/keys.py",
+            ),
+            "workbench.jobs.keys.Walk._is_pure": (
+                "80_jobs/keys.html#walk._is_pure",
+                "workbench/jobs/keys.py",
+            ),
+            "workbench.jobs.keys.Walk._is_setting": (
+                "80_jobs/keys.html#walk._is_setting",
+                "workbench/jobs/keys.py",
+            ),
+            "workbench.jobs.keys.Walk._part": ("80_jobs/keys.html#walk._part", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk._reach": ("80_jobs/keys.html#walk._reach", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk._set": ("80_jobs/keys.html#walk._set", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk._share": ("80_jobs/keys.html#walk._share", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk.cell": ("80_jobs/keys.html#walk.cell", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.Walk.known": ("80_jobs/keys.html#walk.known", "workbench/jobs/keys.py"),
+            "workbench.jobs.keys.digest": ("80_jobs/keys.html#digest", "workbench/jobs/keys.py"),
+        },
         "workbench.jobs.kinds": {
             "workbench.jobs.kinds._bound": ("80_jobs/kinds.html#_bound", "workbench/jobs/kinds.py"),
             "workbench.jobs.kinds._choice": ("80_jobs/kinds.html#_choice", "workbench/jobs/kinds.py"),
@@ -3660,6 +3930,14 @@ d = {
             "workbench.jobs.lead.Lead.say": ("80_jobs/lead.html#lead.say", "workbench/jobs/lead.py"),
             "workbench.jobs.lead._gone": ("80_jobs/lead.html#_gone", "workbench/jobs/lead.py"),
             "workbench.jobs.lead._is_stopped": ("80_jobs/lead.html#_is_stopped", "workbench/jobs/lead.py"),
+            "workbench.jobs.lead._may_be_relieved": (
+                "80_jobs/lead.html#_may_be_relieved",
+                "workbench/jobs/lead.py",
+            ),
+            "workbench.jobs.lead._there_is_another": (
+                "80_jobs/lead.html#_there_is_another",
+                "workbench/jobs/lead.py",
+            ),
             "workbench.jobs.lead.members": ("80_jobs/lead.html#members", "workbench/jobs/lead.py"),
         },
         "workbench.jobs.live": {
@@ -3936,6 +4214,34 @@ d = {
                 "workbench/jobs/parcel.py",
             ),
         },
+        "workbench.jobs.pieces": {
+            "workbench.jobs.pieces.Piece": ("80_jobs/pieces.html#piece", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.Piece.digest": (
+                "80_jobs/pieces.html#piece.digest",
+                "workbench/jobs/pieces.py",
+            ),
+            "workbench.jobs.pieces._bytes": ("80_jobs/pieces.html#_bytes", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces._head": ("80_jobs/pieces.html#_head", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces._private": ("80_jobs/pieces.html#_private", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces._write": ("80_jobs/pieces.html#_write", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.marked": ("80_jobs/pieces.html#marked", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.parts_of": ("80_jobs/pieces.html#parts_of", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.read_piece": (
+                "80_jobs/pieces.html#read_piece",
+                "workbench/jobs/pieces.py",
+            ),
+            "workbench.jobs.pieces.secrets": ("80_jobs/pieces.html#secrets", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.state_of": ("80_jobs/pieces.html#state_of", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.state_text": (
+                "80_jobs/pieces.html#state_text",
+                "workbench/jobs/pieces.py",
+            ),
+            "workbench.jobs.pieces.verify": ("80_jobs/pieces.html#verify", "workbench/jobs/pieces.py"),
+            "workbench.jobs.pieces.write_pieces": (
+                "80_jobs/pieces.html#write_pieces",
+                "workbench/jobs/pieces.py",
+            ),
+        },
         "workbench.jobs.pipeline": {
             "workbench.jobs.pipeline.Flow": ("80_jobs/pipeline.html#flow", "workbench/jobs/pipeline.py"),
             "workbench.jobs.pipeline.Flow.__str__": (
@@ -4014,6 +4320,63 @@ d = {
                 "80_jobs/pipeline.html#run_pipeline",
                 "workbench/jobs/pipeline.py",
             ),
+        },
+        "workbench.jobs.planning": {
+            "workbench.jobs.planning.Facts": ("80_jobs/planning.html#facts", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.Plan": ("80_jobs/planning.html#plan", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.Plan.__str__": (
+                "80_jobs/planning.html#plan.__str__",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.pieces": (
+                "80_jobs/planning.html#plan.pieces",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.restored": (
+                "80_jobs/planning.html#plan.restored",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.to_json": (
+                "80_jobs/planning.html#plan.to_json",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Step": ("80_jobs/planning.html#step", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.World": ("80_jobs/planning.html#world", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Past": ("80_jobs/planning.html#_past", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning._Past.__init__": (
+                "80_jobs/planning.html#_past.__init__",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._complete": (
+                "80_jobs/planning.html#_complete",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._content": (
+                "80_jobs/planning.html#_content",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._groups": (
+                "80_jobs/planning.html#_groups",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._guessed": (
+                "80_jobs/planning.html#_guessed",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._matches": (
+                "80_jobs/planning.html#_matches",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._outside": (
+                "80_jobs/planning.html#_outside",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._placed": (
+                "80_jobs/planning.html#_placed",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._why": ("80_jobs/planning.html#_why", "workbench/jobs/planning.py"),
+            "workbench.jobs.planning.decide": ("80_jobs/planning.html#decide", "workbench/jobs/planning.py"),
         },
         "workbench.jobs.provision": {
             "workbench.jobs.provision.Given": ("80_jobs/provision.html#given", "workbench/jobs/provision.py"),
@@ -4104,6 +4467,95 @@ d = {
             "workbench.jobs.provision._is_idle": (
                 "80_jobs/provision.html#_is_idle",
                 "workbench/jobs/provision.py",
+            ),
+        },
+        "workbench.jobs.recorder": {
+            "workbench.jobs.recorder.Earlier": (
+                "80_jobs/recorder.html#earlier",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Earlier.facts": (
+                "80_jobs/recorder.html#earlier.facts",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Earlier.folder": (
+                "80_jobs/recorder.html#earlier.folder",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Earlier.pieces": (
+                "80_jobs/recorder.html#earlier.pieces",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder": (
+                "80_jobs/recorder.html#recorder",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder.__init__": (
+                "80_jobs/recorder.html#recorder.__init__",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._allowed": (
+                "80_jobs/recorder.html#recorder._allowed",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._ask": (
+                "80_jobs/recorder.html#recorder._ask",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._begin": (
+                "80_jobs/recorder.html#recorder._begin",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._fetch": (
+                "80_jobs/recorder.html#recorder._fetch",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._link": (
+                "80_jobs/recorder.html#recorder._link",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._record": (
+                "80_jobs/recorder.html#recorder._record",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._restore": (
+                "80_jobs/recorder.html#recorder._restore",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder._results": (
+                "80_jobs/recorder.html#recorder._results",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder.after": (
+                "80_jobs/recorder.html#recorder.after",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder.before": (
+                "80_jobs/recorder.html#recorder.before",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.Recorder.said": (
+                "80_jobs/recorder.html#recorder.said",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder._facts": ("80_jobs/recorder.html#_facts", "workbench/jobs/recorder.py"),
+            "workbench.jobs.recorder._look": ("80_jobs/recorder.html#_look", "workbench/jobs/recorder.py"),
+            "workbench.jobs.recorder._mac": ("80_jobs/recorder.html#_mac", "workbench/jobs/recorder.py"),
+            "workbench.jobs.recorder.local_key": (
+                "80_jobs/recorder.html#local_key",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.read_earlier": (
+                "80_jobs/recorder.html#read_earlier",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.read_signed": (
+                "80_jobs/recorder.html#read_signed",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder.write_signed": (
+                "80_jobs/recorder.html#write_signed",
+                "workbench/jobs/recorder.py",
             ),
         },
         "workbench.jobs.report": {
@@ -4239,6 +4691,12 @@ d = {
                 "workbench/jobs/reproduction.py",
             ),
         },
+        "workbench.jobs.resume": {
+            "workbench.jobs.resume._earlier": ("80_jobs/resume.html#_earlier", "workbench/jobs/resume.py"),
+            "workbench.jobs.resume._log": ("80_jobs/resume.html#_log", "workbench/jobs/resume.py"),
+            "workbench.jobs.resume._planned": ("80_jobs/resume.html#_planned", "workbench/jobs/resume.py"),
+            "workbench.jobs.resume.resume": ("80_jobs/resume.html#resume", "workbench/jobs/resume.py"),
+        },
         "workbench.jobs.runner": {
             "workbench.jobs.runner._Limits": ("80_jobs/runner.html#_limits", "workbench/jobs/runner.py"),
             "workbench.jobs.runner._Limits.check": (
@@ -4344,6 +4802,10 @@ d = {
             ),
             "workbench.jobs.scheduler.Scheduler._launch": (
                 "80_jobs/scheduler.html#scheduler._launch",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._load": (
+                "80_jobs/scheduler.html#scheduler._load",
                 "workbench/jobs/scheduler.py",
             ),
             "workbench.jobs.scheduler.Scheduler._log_path": (
@@ -4498,6 +4960,72 @@ d = {
                 "workbench/jobs/secret.py",
             ),
             "workbench.jobs.secret.present": ("80_jobs/secret.html#present", "workbench/jobs/secret.py"),
+        },
+        "workbench.jobs.snapshot": {
+            "workbench.jobs.snapshot._State": ("80_jobs/snapshot.html#_state", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._State.__init__": (
+                "80_jobs/snapshot.html#_state.__init__",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._after": ("80_jobs/snapshot.html#_after", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._before": (
+                "80_jobs/snapshot.html#_before",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._clean": ("80_jobs/snapshot.html#_clean", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._frozen": (
+                "80_jobs/snapshot.html#_frozen",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._groups": (
+                "80_jobs/snapshot.html#_groups",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._held": ("80_jobs/snapshot.html#_held", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._look": ("80_jobs/snapshot.html#_look", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._lose": ("80_jobs/snapshot.html#_lose", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._mark": ("80_jobs/snapshot.html#_mark", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._note": ("80_jobs/snapshot.html#_note", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._note_states": (
+                "80_jobs/snapshot.html#_note_states",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._piece": ("80_jobs/snapshot.html#_piece", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._place_one": (
+                "80_jobs/snapshot.html#_place_one",
+                "workbench/jobs/snapshot.py",
+            ),
+            "workbench.jobs.snapshot._quiet": ("80_jobs/snapshot.html#_quiet", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._store": ("80_jobs/snapshot.html#_store", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._taken": ("80_jobs/snapshot.html#_taken", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot._users": ("80_jobs/snapshot.html#_users", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.fetch": ("80_jobs/snapshot.html#fetch", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.place": ("80_jobs/snapshot.html#place", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.start": ("80_jobs/snapshot.html#start", "workbench/jobs/snapshot.py"),
+            "workbench.jobs.snapshot.take": ("80_jobs/snapshot.html#take", "workbench/jobs/snapshot.py"),
+        },
+        "workbench.jobs.traces": {
+            "workbench.jobs.traces._away": ("80_jobs/traces.html#_away", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._hear": ("80_jobs/traces.html#_hear", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._inside": ("80_jobs/traces.html#_inside", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._named": ("80_jobs/traces.html#_named", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._ours": ("80_jobs/traces.html#_ours", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._size": ("80_jobs/traces.html#_size", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces._values": ("80_jobs/traces.html#_values", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.changed_process": (
+                "80_jobs/traces.html#changed_process",
+                "workbench/jobs/traces.py",
+            ),
+            "workbench.jobs.traces.digest": ("80_jobs/traces.html#digest", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.files": ("80_jobs/traces.html#files", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.forget": ("80_jobs/traces.html#forget", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.listen": ("80_jobs/traces.html#listen", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.modules": ("80_jobs/traces.html#modules", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.put_back": ("80_jobs/traces.html#put_back", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.same": ("80_jobs/traces.html#same", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.stamp": ("80_jobs/traces.html#stamp", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.stamps": ("80_jobs/traces.html#stamps", "workbench/jobs/traces.py"),
+            "workbench.jobs.traces.states": ("80_jobs/traces.html#states", "workbench/jobs/traces.py"),
         },
         "workbench.jobs.waiting": {
             "workbench.jobs.waiting.Keeper": ("80_jobs/waiting.html#keeper", "workbench/jobs/waiting.py"),
@@ -5182,6 +5710,78 @@ d = {
                 "60_release/labelgate.html#judge_labels",
                 "workbench/release/labelgate.py",
             ),
+        },
+        "workbench.release.people": {
+            "workbench.release.people.People": (
+                "60_release/people.html#people",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.__init__": (
+                "60_release/people.html#people.__init__",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People._admin": (
+                "60_release/people.html#people._admin",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People._change": (
+                "60_release/people.html#people._change",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.add": (
+                "60_release/people.html#people.add",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.all": (
+                "60_release/people.html#people.all",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.get": (
+                "60_release/people.html#people.get",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.grant": (
+                "60_release/people.html#people.grant",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.remove": (
+                "60_release/people.html#people.remove",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.renew": (
+                "60_release/people.html#people.renew",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.People.sign_in": (
+                "60_release/people.html#people.sign_in",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.Person": (
+                "60_release/people.html#person",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.Person.__str__": (
+                "60_release/people.html#person.__str__",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.Person.must": (
+                "60_release/people.html#person.must",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people._checked": (
+                "60_release/people.html#_checked",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people._hash": ("60_release/people.html#_hash", "workbench/release/people.py"),
+            "workbench.release.people._trusted": (
+                "60_release/people.html#_trusted",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.from_proxy": (
+                "60_release/people.html#from_proxy",
+                "workbench/release/people.py",
+            ),
+            "workbench.release.people.me": ("60_release/people.html#me", "workbench/release/people.py"),
         },
         "workbench.release.registry": {
             "workbench.release.registry.Promotion": (
