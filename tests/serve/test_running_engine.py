@@ -1,0 +1,281 @@
+"""An engine that runs: the same bits, together; nobody waits in vain, nobody is dropped by a promotion."""
+
+import asyncio
+import random
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTRACT, GOOD, parts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_engine import ROW
+
+from workbench.base.errors import BadInput, BadRow, WorkbenchError
+from workbench.base.ledger import Ledger
+from workbench.models.shelf import Shelf
+from workbench.serve.cache import Cache
+from workbench.serve.checker import Checker
+from workbench.serve.counts import Histogram
+from workbench.serve.engine import Engine
+from workbench.serve.policy import Overloaded, Policy
+
+CHECKER = Checker(CONTRACT)
+VALUE = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just("2013-01-31T17:05:00Z")
+)
+SHARED = settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+
+
+@SHARED
+@given(row=ROW, changed=st.dictionaries(st.sampled_from([*GOOD, "flight", "late", "x"]), VALUE, max_size=2))
+def test_the_compiled_contract_accepts_refuses_and_reads_as_the_contract_does(row: dict, changed: dict) -> None:
+    asked = row | changed
+    try:
+        wanted = CONTRACT.parse_rows([asked])
+    except BadRow as error:
+        with pytest.raises(BadRow) as caught:
+            CHECKER.read(asked)
+        assert caught.value.args == error.args
+        return
+    found = CHECKER.columns([CHECKER.read(asked)[0]])
+    for name in CONTRACT.inputs:
+        assert found[name].dtype == wanted[name].dtype
+        same = found[name].tolist() == wanted[name].tolist()
+        assert same if wanted[name].dtype == object else found[name].tobytes() == wanted[name].tobytes()
+
+
+def run(engine: Engine, body: Any) -> Any:
+    async def inside() -> Any:
+        async with engine:
+            return await body(engine)
+
+    return asyncio.run(inside())
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    return [{**GOOD, "distance": float(i % 6000), "seats": 1 + i % 300} for i in range(n)]
+
+
+def test_many_callers_get_the_bits_of_one(engine: Engine) -> None:
+    asked = rows(700)
+    wanted = engine.scores(asked)
+
+    async def body(engine: Engine) -> Any:
+        single = await asyncio.gather(*[engine.predict(row) for row in asked])
+        return [answer["prediction"] for answer in single], await engine.predict(asked)
+
+    single, many = run(engine, body)
+    assert single == wanted and [answer["prediction"] for answer in many] == wanted
+    assert engine.counts.batches < 200 and engine.counts.batch_rows.count == engine.counts.batches
+    assert engine.predict(asked[3])["prediction"] == wanted[3], "and at once again, when it has stopped"
+
+
+def test_awaited_or_not_running_or_not_the_answer_is_the_same(engine: Engine) -> None:
+    async def waiting() -> Any:
+        return await engine.predict(GOOD), await engine.predict([GOOD])
+
+    plain = engine.predict(GOOD)
+    assert asyncio.run(waiting()) == (plain, [plain]) and isinstance(plain, dict)
+    with pytest.raises(BadInput, match="does not run"):
+        asyncio.run(engine.ask([GOOD]))
+
+
+def test_equal_rows_are_scored_once_and_then_not_at_all(engine: Engine) -> None:
+    async def body(engine: Engine) -> Any:
+        first = await asyncio.gather(*[engine.ask([dict(reversed(GOOD.items()))]) for _ in range(50)])
+        return first, await engine.ask([GOOD])
+
+    first, again = run(engine, body)
+    assert engine.counts.rows == 1 and engine.counts.joined == 49 and engine.counts.hit == 1
+    assert {tuple(found.scores) for found in first} == {tuple(again.scores)}
+    assert again.trace.how == "hit" and {found.trace.how for found in first} == {"run", "joined"}
+
+
+def test_a_caller_who_leaves_takes_nobodys_answer_away(engine: Engine) -> None:
+    async def body(engine: Engine) -> Any:
+        leaving = asyncio.create_task(engine.ask([GOOD]))
+        staying = asyncio.create_task(engine.ask([GOOD]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        return await staying
+
+    assert run(engine, body).scores == engine.scores([GOOD])
+
+
+def test_a_row_fails_alone(moody: Engine) -> None:
+    moody.contract.columns["distance"].__dict__["le"] = None
+    bad = {**GOOD, "distance": 1e9}
+
+    async def body(engine: Engine) -> Any:
+        asked = [engine.ask([row]) for row in (GOOD, bad, {**GOOD, "seats": 7}, {**GOOD, "seats": 0})]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    good, failed, other, refused = run(moody, body)
+    assert good.scores == other.scores == [0.5]
+    assert isinstance(failed, WorkbenchError) and "gave nan" in str(failed) and isinstance(refused, BadRow)
+    assert moody.counts.failed == 1
+
+
+def test_a_refused_row_of_many_is_named_with_its_place(engine: Engine) -> None:
+    asked = rows(300)
+    asked[170] = {**GOOD, "seats": 0}
+    with pytest.raises(BadRow, match="row 170: 'seats' 0 is below 1") as caught:
+        run(engine, lambda engine: engine.predict(asked))
+    assert caught.value.row == 170
+
+
+def slow(engine: Engine, seconds: float) -> Engine:
+    "The same answers, later: as long a batch as a model of many layers takes."
+    real = engine.loaded.score
+    engine.loaded.__dict__["score"] = lambda batch: (time.sleep(seconds * len(batch)), real(batch))[1]
+    engine.loaded.policy.seconds = {size: seconds * size for size in (1, 2, 4, 8)}
+    return engine
+
+
+def test_what_cannot_be_in_time_is_refused_at_once_and_the_rest_is_in_time(bundle: Any) -> None:
+    engine = slow(Engine(bundle, deadline_s=0.5, cache_rows=0), 0.02)
+    took: list[float] = []
+
+    async def one(engine: Engine, row: dict) -> Any:
+        started = time.monotonic()
+        try:
+            return await engine.ask([row])
+        except Overloaded as error:
+            took.append(time.monotonic() - started)
+            return error
+
+    async def body(engine: Engine) -> Any:
+        found = await asyncio.gather(*[one(engine, row) for row in rows(200)])
+        return found, await engine.ask([GOOD])
+
+    found, after = run(engine, body)
+    refused = [error for error in found if isinstance(error, Overloaded)]
+    assert 100 < len(refused) < 200 and engine.counts.shed > 100
+    assert all(error.retry_after_s > 0 for error in refused)
+    assert sorted(took)[len(took) // 2] < 0.3, "at once, and not when the deadline has passed"
+    assert after.scores == engine.scores([GOOD])
+    with pytest.raises(Overloaded, match="200 rows take about"):
+        run(engine, lambda engine: engine.predict(rows(200)))
+
+
+def test_promote_and_roll_back_under_steady_load_fail_nobody(bundle: Any, ledger: Ledger) -> None:
+    shelf = Shelf(ledger)
+    other = parts()
+    other["weights"] |= {"bias": np.array([3.0])}
+    shelf.add("flights", **other)
+    shelf.set_alias("flights", "champion", 1)
+    wanted = {version: Engine(f"flights/{version}", ledger).scores([GOOD])[0] for version in (1, 2)}
+    engine = Engine("flights@champion", ledger, watch_s=0.01)
+    answers: list[Any] = []
+
+    async def client(engine: Engine, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            answers.append(await engine.predict(GOOD))
+            await asyncio.sleep(random.random() / 200)
+
+    async def body(engine: Engine) -> None:
+        stop = asyncio.Event()
+        clients = [asyncio.create_task(client(engine, stop)) for _ in range(8)]
+        for version in (2, 1, 2):
+            shelf.set_alias("flights", "champion", version)
+            async with asyncio.timeout(20):
+                while engine.version != version:
+                    await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        stop.set()
+        await asyncio.gather(*clients)
+
+    run(engine, body)
+    assert engine.counts.swaps == 3 and engine.counts.failed == engine.counts.shed == 0
+    assert {answer["version"] for answer in answers} == {1, 2}
+    assert all(answer["prediction"] == wanted[answer["version"]] for answer in answers)
+
+
+def test_a_version_that_cannot_be_loaded_changes_nothing(bundle: Any, ledger: Ledger, capfd: Any) -> None:
+    shelf = Shelf(ledger)
+    shelf.set_alias("flights", "champion", 1)
+    engine = Engine("flights@champion", ledger)
+    bad = shelf.add("flights", **parts())
+    (bad.path / "weights.safetensors").write_bytes(b"not weights")
+    shelf.set_alias("flights", "champion", 2)
+    assert not engine.refresh() and not engine.refresh() and engine.version == 1
+    assert engine.counts.swap_failures == 1 and capfd.readouterr().err.count("version refused") == 1
+    shelf.move_back("flights", "champion")
+    assert not engine.refresh() and engine.predict(GOOD)["version"] == 1
+
+
+def test_a_swap_between_two_batches_leaves_what_waits_with_the_version_it_asked(ledger: Ledger, bundle: Any) -> None:
+    engine = slow(Engine("flights/1", ledger, cache_rows=0), 0.01)
+    other = Engine(bundle)
+
+    async def body(engine: Engine) -> Any:
+        asked = [asyncio.create_task(engine.ask([row])) for row in rows(20)]
+        await asyncio.sleep(0.02)
+        old = engine.loaded
+        engine.take(other.loaded)
+        later = await engine.ask([GOOD])
+        return await asyncio.gather(*asked), old, later
+
+    before, old, later = run(engine, body)
+    assert all(found.loaded is old for found in before) and later.loaded is other.loaded
+
+
+WAITS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 200)), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(waiting=WAITS, cost=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-5, 0.5)), min_size=1, max_size=12))
+def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list) -> None:
+    policy = Policy()
+    for size, took_s in cost:
+        policy.observe(size, took_s)
+    asks = [SimpleNamespace(deadline_s=until, rows=n) for until, n in waiting]
+    left = len(asks)
+    while left:
+        split = policy.split(asks[len(asks) - left :], 0.5)
+        assert 0 < split.expired + split.taken <= left
+        taken = asks[len(asks) - left + split.expired :][: split.taken]
+        assert sum(ask.rows for ask in taken) == split.rows
+        assert split.taken <= 1 or split.rows <= policy.best_rows
+        left -= split.expired + split.taken
+    assert 1 <= policy.best_rows <= 256 and policy.expected_s(7) >= 0
+
+
+def test_the_policy_learns_a_model_of_steps_and_forgets_a_hiccup() -> None:
+    policy = Policy(deadline_s=1.0, headroom=0.5)
+    for _ in range(30):
+        for size, ms in ((1, 8), (2, 8), (4, 16), (8, 16), (16, 48), (32, 137)):
+            policy.observe(size, ms / 1e3)
+    assert policy.best_rows == 8
+    policy.observe(8, 30.0)
+    assert policy.expected_s(8) < 0.05
+    policy.admit(1, queued=100, busy_s=0.0, budget_s=1.0)
+    with pytest.raises(Overloaded, match="400 rows wait"):
+        policy.admit(1, queued=400, busy_s=0.0, budget_s=1.0)
+
+
+def test_a_cache_is_bounded_in_number_and_age() -> None:
+    clock = SimpleNamespace(now=0.0)
+    cache = Cache(rows=3, ttl_s=10, clock=lambda: clock.now)
+    for i in range(5):
+        cache.put(i, i / 10)
+    assert len(cache) == 3 and cache.get(0) is None and cache.get(4) == 0.4
+    clock.now = 11
+    assert cache.get(4) is None and len(cache) == 2
+    nothing = Cache(rows=0)
+    nothing.put(1, 0.5)
+    assert nothing.get(1) is None
+
+
+@given(values=st.lists(st.floats(0, 20), min_size=1), share=st.floats(0.01, 1))
+def test_a_quantile_is_never_less_than_the_truth(values: list, share: float) -> None:
+    found = Histogram((0.1, 1, 5))
+    for value in values:
+        found.add(value)
+    assert found.count == len(values)
+    assert found.quantile(share) >= sorted(values)[max(0, int(np.ceil(share * len(values) - 1e-9)) - 1)]
+
+
