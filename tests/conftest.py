@@ -1,10 +1,13 @@
 """Every test has its own project folder and store."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from books import Write, write_book
 
 from workbench.base.records import Ledger
 from workbench.base.store import Store
@@ -31,3 +34,26 @@ def store(project: Path) -> Store:
 @pytest.fixture
 def ledger(store: Store) -> Ledger:
     return Ledger(store)
+
+
+@pytest.fixture
+def write(project: Path) -> Write:
+    "write(source, ..., name=, folder=, tagged=, kernel=): a notebook of these cells, `job.ipynb` of the project."
+
+    def make(*sources: str, name: str = "job.ipynb", folder: Path = project, **how: Any) -> Path:
+        return write_book(folder / name, sources, **how)
+
+    return make
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    "A disk of 3 MB; only root can have one."
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

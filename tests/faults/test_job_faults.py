@@ -9,66 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from books import Write, executed, statuses
 
 from workbench.base.errors import BadInput, JobFailed, JobKilled, JobTimedOut, Unavailable
-from workbench.base.records import Ledger, Run, find, runs
+from workbench.base.records import Ledger, find, runs
 from workbench.base.store import Store
 from workbench.jobs.runner import run
-
-Write = Callable[..., Path]
-
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def write(project: Path) -> Write:
-    "write(source, ..., folder=): a job of these cells; the first has the parameters tag."
-
-    def make(*sources: str, folder: Path = project) -> Path:
-        kinds = {"cell_type": "code", "outputs": [], "execution_count": None}
-        made = [
-            {**kinds, "id": f"cell{n}", "source": text, "metadata": {"tags": ["parameters"] * (n == 0)}}
-            for n, text in enumerate(sources)
-        ]
-        spec = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-        book = {"cells": made, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}
-        path = folder / "job.ipynb"
-        path.write_text(json.dumps(book))
-        return path
-
-    return make
-
-
-def executed(job: Run) -> Any:
-    import nbformat
-
-    book = nbformat.read(job.folder / "notebook.ipynb", 4)
-    nbformat.validate(book)
-    return book
-
-
-def statuses(book: Any) -> list[str]:
-    return [cell.metadata.papermill.status for cell in book.cells]
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    "A disk of 3 MB."
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def remount(folder: Path, how: str) -> None:
@@ -251,9 +201,13 @@ def test_ctrl_c_is_the_users_and_leaves_a_whole_notebook(write, ledger: Ledger, 
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt):
-        run(path, ledger=ledger)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(path, ledger=ledger)
+    finally:
+        signal.signal(signal.SIGINT, before)
     job = runs(ledger)[0]
     assert (job.status, job.cause) == ("killed", "user")
     assert executed(job).metadata.workbench.cause == "user"

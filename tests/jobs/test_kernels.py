@@ -83,8 +83,9 @@ def gone(pids: list[int], within_s: float = 5) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     "These tests have a temporary folder of their own: others start kernels at the same time."
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it is for the tests after these
     with tempfile.TemporaryDirectory(prefix="wb-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
@@ -538,3 +539,20 @@ def test_the_verbs(warm: Any) -> None:
     assert "kernels: 2 of 2 ready" in said and "runs: 2 of 2 ready" in said
     found = json.loads(CliRunner().invoke(app, ["kernels", "start", "--json"]).output)
     assert [zygote["role"] for zygote in found["zygotes"]] == ["kernels", "runs"] and found["why"] == ""
+
+
+def test_what_a_kernel_uses_is_in_the_cost_of_its_run_warm_or_cold(
+    write, ledger: Ledger, warm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        "n = 0", "import time\nuntil = time.process_time() + 1\nwhile time.process_time() < until: pass"
+    )
+    jobs = [run(path, ledger=ledger)]
+    monkeypatch.setenv("WORKBENCH_KERNELS", str(ledger.store.root))
+    jobs.append(run(path, ledger=ledger))
+    assert [how(job.folder).partition(":")[0] for job in jobs] == ["warm", "cold"]
+    for job in jobs:
+        assert 1 <= job.cost["cpu_s"] < 10 and job.cost["peak_mb"] > 30
+        assert job.cost["usd"] == pytest.approx(job.cost["cpu_s"] / 3600 * 0.04, rel=0.01)
+        said = re.search(r"(\d\.\d{5}) USD", (job.folder / "report.html").read_text())
+        assert said and 0.00001 <= float(said[1]) <= job.cost["usd"] + 0.00001

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from books import executed, statuses
 
 from workbench.base.errors import (
     BadInput,
@@ -22,21 +23,9 @@ from workbench.base.errors import (
     Unavailable,
 )
 from workbench.base.progress import Quiet, register
-from workbench.base.records import Ledger, Run, find, runs
+from workbench.base.records import Ledger, find, runs
 from workbench.base.store import Store
 from workbench.jobs.runner import run
-
-
-def executed(job: Run) -> Any:
-    import nbformat
-
-    book = nbformat.read(job.folder / "notebook.ipynb", 4)
-    nbformat.validate(book)
-    return book
-
-
-def statuses(book: Any) -> list[str]:
-    return [cell.metadata.papermill.status for cell in book.cells]
 
 
 def text(cell: Any) -> str:
@@ -224,22 +213,9 @@ def test_stop_works_in_the_middle_of_a_cell(write, ledger: Ledger, monkeypatch: 
 def test_a_store_that_cannot_be_written_is_said(write, project: Path, ledger: Ledger) -> None:
     path = write("n = 0", "1")
     (ledger.store.root / "runs").write_text("a file in place of the folder")
-    with pytest.raises(Unavailable, match="the job cannot be recorded"):
+    with pytest.raises(Unavailable, match="a file stands where the store wants a folder"):
         run(path, ledger=ledger)
     assert runs(ledger)[0].status == "failed"
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Any:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_said_and_leaves_no_broken_file(write, tiny_disk: Path) -> None:

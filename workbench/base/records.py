@@ -14,6 +14,7 @@ __all__ = [
     "BEAT_EVERY_S",
     "LOST_S",
     "process_started",
+    "Spending",
     "Run",
     "current",
     "new_id",
@@ -46,7 +47,7 @@ from .errors import BadInput, JobFailed, NotFound, Stopped, WorkbenchError
 from .identity import identity_of
 from .ledger import Ledger
 from .redact import redact
-from .settings import Settings, load_settings
+from .settings import load_settings
 from .store import private_folder
 
 _current: contextvars.ContextVar["Run | None"] = contextvars.ContextVar("workbench_run", default=None)
@@ -78,6 +79,25 @@ def _usage() -> tuple[float, float]:
     return cpu_s, max(own.ru_maxrss, kids.ru_maxrss) / 1024
 
 
+class Spending:
+    "What a run uses, from its start: this process, children it has waited for, and processes that were lent to it."
+
+    def __init__(self, cpu_usd_per_h: float) -> None:
+        self.cpu_usd_per_h, self.before_s = cpu_usd_per_h, _usage()[0]
+        self.lent_s = self.lent_mb = 0.0
+
+    def lend(self, cpu_s: float, peak_mb: float) -> None:
+        "Add what a process used that is no child of this one."
+        self.lent_s, self.lent_mb = self.lent_s + cpu_s, max(self.lent_mb, peak_mb)
+
+    def cost(self) -> dict[str, float]:
+        "CPU seconds, peak MB of one process, and USD until now."
+        cpu_s, peak_mb = _usage()
+        cpu_s = round(cpu_s - self.before_s + self.lent_s, 3)
+        usd = round(cpu_s / 3600 * self.cpu_usd_per_h, 8)
+        return {"cpu_s": cpu_s, "peak_mb": round(max(peak_mb, self.lent_mb)), "usd": usd}
+
+
 # %% ../../notebooks/00_base/70_records.ipynb #run
 @dataclass
 class Run:
@@ -101,11 +121,17 @@ class Run:
     cause: str = ""  # of an end that is no success, in a few words
     heartbeat_at: float | None = None
     ledger: Ledger | None = field(default=None, repr=False, compare=False)
+    spending: Spending | None = field(default=None, repr=False, compare=False)  # of a run of this process
 
     @property
     def wall_s(self) -> float:
         "Seconds from start to end, or until now."
         return (self.ended_at or time.time()) - self.started_at
+
+    def spent(self) -> dict[str, float]:
+        "What it has cost until now; what a room has said itself wins."
+        used = self.spending.cost() if self.spending else {}
+        return {"wall_s": round(self.wall_s, 3), **used, **self.cost}
 
     @property
     def folder(self) -> Path:
@@ -213,15 +239,11 @@ def _end(problem: BaseException | None) -> tuple[str, str, str]:
     return "failed", f"{type(problem).__name__}: {problem}", "error"
 
 
-def _finish(run: Run, problem: BaseException | None, before: tuple[float, float], settings: Settings) -> None:
+def _finish(run: Run, problem: BaseException | None) -> None:
     assert run.ledger is not None
-    cpu_s, peak_mb = _usage()
     run.status, run.error, run.cause = _end(problem)
     run.ended_at = time.time()
-    spent = round(cpu_s - before[0], 3)
-    usd = spent / 3600 * settings.cpu_usd_per_h
-    cost = {"wall_s": round(run.wall_s, 3), "cpu_s": spent, "peak_mb": round(peak_mb), "usd": round(usd, 8)}
-    run.cost = {**cost, **run.cost}
+    run.cost = run.spent()
     row = _row(run)
     with run.ledger.change() as db:
         db.execute(f"update runs set {','.join(f'{k}=?' for k in row)} where id=?", (*row.values(), run.id))
@@ -253,7 +275,8 @@ def start(
     "Record what the block does as a Run; its status is how the block ends."
     run = _made(kind, name, "running", params, notebook, ledger, run_id)
     run.identity = {**run.identity, "data": data, "seed": seed}
-    before, settings = _usage(), load_settings()
+    settings = load_settings()
+    run.spending = Spending(settings.cpu_usd_per_h)
     _insert(run)
     assert run.ledger is not None
     if settings.track and not run.parents:
@@ -268,7 +291,7 @@ def start(
         raise
     finally:
         _current.reset(token)
-        _finish(run, problem, before, settings)
+        _finish(run, problem)
 
 
 def _made(

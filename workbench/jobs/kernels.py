@@ -183,6 +183,7 @@ class WarmKernel:
             os.close(null)
         self.pid, self.info, self.file = answer["pid"], answer["info"], answer["file"]
         self.returncode: int | None = None
+        self.used = 0.0, 0.0  # CPU seconds and peak MB, known when it has ended
 
     def poll(self) -> int | None:
         "How it ended, minus the signal that killed it; None while it runs."
@@ -203,6 +204,7 @@ class WarmKernel:
     def _ended(self) -> None:
         answer = hear(self.connection)
         self.returncode = answer["exit"] if answer else -signal.SIGKILL
+        self.used = tuple(answer["used"]) if answer else self.used
         self.connection.close()
 
     def send_signal(self, number: int) -> None:

@@ -48,7 +48,7 @@ from ..base.records import Run, find, new_id, start
 from ..base.settings import Settings, load_settings, project_path, project_root
 from ..base.store import atomic_write
 from . import runner
-from .ending import thread_errors
+from .ending import thread_errors, trouble_said
 from .notebook import as_json, check, find_notebook, parameters
 from .report import report_html
 from .secret import Secret, is_reference
@@ -224,6 +224,7 @@ def _report(run: Run, row: dict[str, Any]) -> None:
     "The report again, with the record of this side; the one that came stays if that fails."
     said = {name: row[name] for name in ("status", "error", "cause")}
     shown = dataclasses.replace(run, **said, ended_at=time.time())
+    shown.cost = shown.spent()
     try:
         book = need("nbformat", extra="jobs").read(run.folder / "notebook.ipynb", 4)
         notes = [{"note": note} for note in thread_errors(book)]
@@ -340,7 +341,7 @@ def run(
     runner._Limits(timeout_s, cell_timeout_s).check()
     values = {parameter.name: parameter.default for parameter in parameters(source)} | given
     how |= {"name": name or source.stem, "run_id": run_id or new_id()}
-    with _place() as place, runner._store_said(book.store.root):
+    with _place() as place, trouble_said(book.store.root):
         _pack(place, source, values, book)
         notebook = source.relative_to(project_root()).as_posix()
         task = {**how, "notebook": notebook, "params": as_json(given), "settings": _settings()}

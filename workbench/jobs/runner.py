@@ -23,7 +23,6 @@ import dataclasses
 import importlib
 import os
 import queue
-import shutil
 import sqlite3
 import statistics
 import time
@@ -34,16 +33,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..base import html
-from ..base.errors import BadInput, JobFailed, JobTimedOut, Stopped, Unavailable, need
+from ..base.errors import BadInput, JobFailed, JobTimedOut, Stopped, need
 from ..base.events import get_logger
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
 from ..base.settings import load_settings
 from ..base.store import atomic_write
 from . import kept, kernels
-from .ending import STOPPED, Ending, ending_of, thread_errors, where
+from .ending import STOPPED, Ending, ending_of, thread_errors, trouble_said, where
 from .inputs import origin, settled
-from .keeper import oom_kills
+from .keeper import OomWatch
 from workbench.jobs.notebook import (
     as_json,
     check,
@@ -170,6 +169,7 @@ def _keep(run: Run, book: Any, ending: Ending) -> None:
     if ending is STOPPED:
         return  # who presses Stop does not wait for a report
     shown = dataclasses.replace(run, **said, ended_at=time.time())
+    shown.cost = shown.spent()
     try:
         page = report_html(
             book, run.name, shown._repr_html_() + html.table([{"note": note} for note in notes]) * bool(notes)
@@ -191,11 +191,10 @@ def _warm(book: Any, env: dict[str, str], cwd: Path, log: TextIO) -> kernels.War
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #ended
-def _ended(execution: "Execution", run: Run, ooms: int) -> Ending:
+def _ended(execution: "Execution", run: Run, memory: OomWatch) -> Ending:
     "How the notebook of `run` ended."
-    code, memory = execution.exit_code, oom_kills() > ooms
     log = (run.folder / "kernel.log").read_text(errors="replace").strip()[-500:]
-    return ending_of(execution.error, exit_code=code, out_of_memory=memory, log=log)
+    return ending_of(execution.error, exit_code=execution.exit_code, out_of_memory=memory.killed(), log=log)
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #kept
@@ -212,11 +211,12 @@ def _kept(execution: "Execution", run: Run) -> str:
 def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
     "Execute `book` and keep all that comes out; raises `JobFailed`, `Stopped` or KeyboardInterrupt."
     engine = importlib.import_module("workbench.jobs.engine")
-    ooms, ending = oom_kills(), STOPPED
+    ending = STOPPED
     with (run.folder / "kernel.log").open("w") as log, track(run.name, unit="cells") as tracker:
         os.chmod(log.name, 0o600)
         env = _environment(run)
         warm = _warm(book, env, cwd, log)
+        memory = OomWatch(warm.pid if warm else "self")
         execution = engine.Execution(
             book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log, warm=warm, keep_s=limits.keep_s
         )
@@ -230,7 +230,9 @@ def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
             raise
         finally:
             execution.end(keep=early is None)
-            ending = early or _ended(execution, run, ooms)
+            if warm and run.spending:
+                run.spending.lend(*warm.used)
+            ending = early or _ended(execution, run, memory)
             _keep(run, execution.book, ending)
     if ending.kind:
         what = f"{run.name} {ending.status.replace('_', ' ')} {where(execution.book)}\n  {ending.what}"
@@ -265,7 +267,7 @@ def run(
     book = _prepare(source, given)
     noted = {"params": as_json(values), "notebook": source, "ledger": ledger, "run_id": run_id}
     with (
-        _store_said(ledger.store.root if ledger else load_settings().store),
+        trouble_said(ledger.store.root if ledger else load_settings().store),
         start("job", name, **noted) as record,
     ):
         with _made_of(record, source, given):
@@ -282,19 +284,3 @@ def _made_of(run: Run, source: Path, given: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         made["inputs"] = settled(made["inputs"], Path(made["repository"]))
-
-
-@contextmanager
-def _store_said(root: Path) -> Iterator[None]:
-    "A full disk or a store that cannot be written, in words."
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        with suppress(OSError):
-            if (free := shutil.disk_usage(root).free) < 1_000_000:
-                raise Unavailable(
-                    f"the job cannot be recorded, the disk is full ({free / 1e3:.0f} kB left): {error}",
-                    f"make room on the disk of {root}",
-                ) from error
-        what = f"the job cannot be recorded: {error}"
-        raise Unavailable(what, f"is there space, and may you write? The store is {root}") from error

@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -178,7 +179,9 @@ class Keeper:
         _sweep()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.owner:
-            tell(self.owner, exit=code)
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            used_s, peak_mb = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+            tell(self.owner, exit=code, used=[round(used_s, 3), round(peak_mb, 1)])
         os._exit(0)
 
     def _hear(self, ready: list[socket.socket]) -> int | None:
