@@ -23,6 +23,7 @@ Modules:
 - `workbench.base.redact`: A secret that this process knows is taken out of whatever it writes.
 - `workbench.base.settings`: The laptop, the cluster and production differ in one file, not in the notebook.
 - `workbench.base.store`: Every file appears whole or not at all, and stays inside its folder.
+- `workbench.cli.approvals`: `workbench approve 7 -m "slices hold"`: a promotion that waits for people is answered, and who said what is kept.
 - `workbench.cli.cli`: The same verbs in a terminal.
 - `workbench.cli.client`: A service in a process of its own, asked over real HTTP.
 - `workbench.cli.debug`: `workbench debug RUN`: JupyterLab on the kernel of a failed job, with everything in it as it was.
@@ -36,9 +37,13 @@ Modules:
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
+- `workbench.compute.keeper`: The one that stays at the cluster with the work, so that a kernel may go and come back.
+- `workbench.compute.remote`: `@wb.remote` and `wb.map`: one function on the cluster, with the kernel's code, an interrupt that interrupts, and nothing lost.
 - `workbench.compute.resources`: What this process may really use: cores, memory, devices; and which doors of ours stand open.
 - `workbench.compute.session`: `wb.cluster()`: one line, and this kernel has the cluster of its profile.
+- `workbench.compute.shipping`: The code that runs there is the code that runs here; where it cannot be, the file is named.
 - `workbench.compute.standing`: A Ray that waits: `workbench cluster up` once, and every kernel connects in a moment.
+- `workbench.compute.worker`: What runs at the other end: the code that was sent, item by item, and every word it prints goes back to the cell.
 - `workbench.data.agreement`: When several people label the same thing: how far they agree beyond chance, and who stands apart.
 - `workbench.data.batching`: From a checked feed to batches: which parts are read, which rows may come out, and what they become.
 - `workbench.data.blocks`: Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
@@ -69,6 +74,7 @@ Modules:
 - `workbench.data.part`: What every source is, whatever its format: a schema, parts that can be read by themselves, and their rows as Arrow.
 - `workbench.data.raydata`: A Ray Dataset as a source: its blocks are the parts, wherever in the cluster they lie.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
+- `workbench.data.replays`: Rows that came back from the quarantine stand for the rows they were: a feed that reads both reads each once.
 - `workbench.data.report`: What a check found, to look at and to keep.
 - `workbench.data.rowset`: Which rows of a file count, in a bit a row at most, and in nothing where all of them do.
 - `workbench.data.rule`: A statement about a row, in SQL: the same one refuses a row of a feed and a row of a request.
@@ -78,13 +84,16 @@ Modules:
 - `workbench.data.sql`: A table or a query of a database, in parts that are read by themselves.
 - `workbench.data.stalls`: Who waits for whom: the share of a loop's time that went into waiting for data, and the stage that is to blame.
 - `workbench.data.stream`: The same check and the same rows, part by part on a cluster.
+- `workbench.data.tally`: What a check has seen so far: counts, reasons, and which rows count; the rows themselves go by.
 - `workbench.data.text`: Lines of a file, plain or packed, each UTF-8 and of a sane length; a bomb is refused before it goes off.
+- `workbench.data.watch`: The feed as a whole, told from its batches as they pass: each rule with its value, its limit and a verdict.
 - `workbench.data.where`: What a filter says about whole parts: those it provably empties are never read.
 - `workbench.data.whole`: What must be true of a feed as a whole: enough rows, fresh, complete, each once, not drifted, balanced.
 - `workbench.flights.features`: Will this New York flight arrive more than 15 minutes late? Asked at its *scheduled* departure.
 - `workbench.jobs.alerts`: Whoever has to know is told what happened, in which cell, with its last lines; and where it is sent is never written down.
 - `workbench.jobs.asked`: What somebody asks for in a dialog, a run now or a schedule, is kept beside what `jobs.toml` says, and is run the same way.
 - `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
+- `workbench.jobs.beside`: A scheduler for as long as JupyterLab is open: what was asked for there runs, and nothing else begins by itself.
 - `workbench.jobs.cells`: What each statement of a cell reads, binds, changes and carries along, from its text alone.
 - `workbench.jobs.compare`: Whether two runs of a notebook came to the same, and if not, in which metric and which cell.
 - `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.
@@ -129,13 +138,17 @@ Modules:
 - `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
 - `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
+- `workbench.lab.launch`: How `workbench lab` starts JupyterLab: on loopback, with a token, its notebook jobs on our scheduler.
 - `workbench.lab.panels`: One panel a call: where it is, when it ends, how it goes, and a Stop that stops.
 - `workbench.lab.relabel`: The doubtful rows one by one, decided with one key each, two people at once.
+- `workbench.lab.scheduler`: JupyterLab's "Create Notebook Job" starts our jobs: typed, recorded, tried again when interrupted, never lost.
+- `workbench.models.approved`: Where a profile asks for approval, only what people approved goes into service.
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
+- `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
 - `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
@@ -144,20 +157,31 @@ Modules:
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
+- `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
+- `workbench.serve.checker`: The contract, compiled for one row: what is plainly right is read in a microsecond a column, anything else goes to the contract.
+- `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
+- `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
+- `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
+- `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.
 - `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.
+- `workbench.train.crew`: Workers that stay warm: the first training waits for them, the next one does not.
+- `workbench.train.deck`: Rows in memory, dealt like those of a feed: shuffled by a seed, shared among ranks, with a position that a checkpoint keeps.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
+- `workbench.train.guard`: A training that has gone wrong says so at the step where it did, and keeps the last state that was right.
 - `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
 - `workbench.train.metrics`: How good the probabilities are, on the whole and slice by slice.
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
 - `workbench.train.rows`: Two feeds become four arrays, once, the same for a baseline and a net.
 - `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
-- `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else."""
+- `workbench.train.shard`: A model larger than one device: built without memory, cut over the ranks, filled block by block.
+- `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else.
+- `workbench.train.work`: What your own loop gets to be distributed and resumable: `prepare`, `batches`, `report`, `checkpoint`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -486,6 +486,54 @@ d = {
             ),
             "workbench.base.store.sha256_file": ("00_base/store.html#sha256_file", "workbench/base/store.py"),
         },
+        "workbench.cli.approvals": {
+            "workbench.cli.approvals._emit": ("95_cli/approvals.html#_emit", "workbench/cli/approvals.py"),
+            "workbench.cli.approvals.add_person": (
+                "95_cli/approvals.html#add_person",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.approve": (
+                "95_cli/approvals.html#approve",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.export_audit": (
+                "95_cli/approvals.html#export_audit",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.list_people": (
+                "95_cli/approvals.html#list_people",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.register": (
+                "95_cli/approvals.html#register",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.reject": ("95_cli/approvals.html#reject", "workbench/cli/approvals.py"),
+            "workbench.cli.approvals.remove_person": (
+                "95_cli/approvals.html#remove_person",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.renew_token": (
+                "95_cli/approvals.html#renew_token",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.requests": (
+                "95_cli/approvals.html#requests",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.set_roles": (
+                "95_cli/approvals.html#set_roles",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.show_audit": (
+                "95_cli/approvals.html#show_audit",
+                "workbench/cli/approvals.py",
+            ),
+            "workbench.cli.approvals.verify_audit": (
+                "95_cli/approvals.html#verify_audit",
+                "workbench/cli/approvals.py",
+            ),
+        },
         "workbench.cli.cli": {
             "workbench.cli.cli._as_ctrl_c": ("95_cli/cli.html#_as_ctrl_c", "workbench/cli/cli.py"),
             "workbench.cli.cli._emit": ("95_cli/cli.html#_emit", "workbench/cli/cli.py"),
@@ -741,6 +789,200 @@ d = {
                 "workbench/compute/cluster.py",
             ),
         },
+        "workbench.compute.keeper": {
+            "workbench.compute.keeper.Keeper": (
+                "10_compute/keeper.html#keeper",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.__init__": (
+                "10_compute/keeper.html#keeper.__init__",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper._drive": (
+                "10_compute/keeper.html#keeper._drive",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper._forget": (
+                "10_compute/keeper.html#keeper._forget",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper._of": (
+                "10_compute/keeper.html#keeper._of",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.begin": (
+                "10_compute/keeper.html#keeper.begin",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.knows": (
+                "10_compute/keeper.html#keeper.knows",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.learn": (
+                "10_compute/keeper.html#keeper.learn",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.look": (
+                "10_compute/keeper.html#keeper.look",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.results": (
+                "10_compute/keeper.html#keeper.results",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.say": (
+                "10_compute/keeper.html#keeper.say",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Keeper.stop": (
+                "10_compute/keeper.html#keeper.stop",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.Order": ("10_compute/keeper.html#order", "workbench/compute/keeper.py"),
+            "workbench.compute.keeper.Order.resources": (
+                "10_compute/keeper.html#order.resources",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._Failed": (
+                "10_compute/keeper.html#_failed",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._Failed.__init__": (
+                "10_compute/keeper.html#_failed.__init__",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._State": (
+                "10_compute/keeper.html#_state",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._died": ("10_compute/keeper.html#_died", "workbench/compute/keeper.py"),
+            "workbench.compute.keeper._drive": (
+                "10_compute/keeper.html#_drive",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._slots": (
+                "10_compute/keeper.html#_slots",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper._take": ("10_compute/keeper.html#_take", "workbench/compute/keeper.py"),
+            "workbench.compute.keeper._task": ("10_compute/keeper.html#_task", "workbench/compute/keeper.py"),
+            "workbench.compute.keeper._version": (
+                "10_compute/keeper.html#_version",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.keeper": (
+                "10_compute/keeper.html#keeper",
+                "workbench/compute/keeper.py",
+            ),
+            "workbench.compute.keeper.next_chunk": (
+                "10_compute/keeper.html#next_chunk",
+                "workbench/compute/keeper.py",
+            ),
+        },
+        "workbench.compute.remote": {
+            "workbench.compute.remote.Needs": ("10_compute/remote.html#needs", "workbench/compute/remote.py"),
+            "workbench.compute.remote.Needs.check": (
+                "10_compute/remote.html#needs.check",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending": (
+                "10_compute/remote.html#pending",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending.__str__": (
+                "10_compute/remote.html#pending.__str__",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending._finish": (
+                "10_compute/remote.html#pending._finish",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending._repr_html_": (
+                "10_compute/remote.html#pending._repr_html_",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending.result": (
+                "10_compute/remote.html#pending.result",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Pending.stop": (
+                "10_compute/remote.html#pending.stop",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote": (
+                "10_compute/remote.html#remote",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote.__call__": (
+                "10_compute/remote.html#remote.__call__",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote.__init__": (
+                "10_compute/remote.html#remote.__init__",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote.__reduce__": (
+                "10_compute/remote.html#remote.__reduce__",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote.name": (
+                "10_compute/remote.html#remote.name",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.Remote.submit": (
+                "10_compute/remote.html#remote.submit",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._ask": ("10_compute/remote.html#_ask", "workbench/compute/remote.py"),
+            "workbench.compute.remote._follow": (
+                "10_compute/remote.html#_follow",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._here": ("10_compute/remote.html#_here", "workbench/compute/remote.py"),
+            "workbench.compute.remote._note": ("10_compute/remote.html#_note", "workbench/compute/remote.py"),
+            "workbench.compute.remote._noted": (
+                "10_compute/remote.html#_noted",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._nowhere": (
+                "10_compute/remote.html#_nowhere",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._print": (
+                "10_compute/remote.html#_print",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._raise": (
+                "10_compute/remote.html#_raise",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._record": (
+                "10_compute/remote.html#_record",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote._settle": (
+                "10_compute/remote.html#_settle",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.attach": (
+                "10_compute/remote.html#attach",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.feasible": (
+                "10_compute/remote.html#feasible",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.map": ("10_compute/remote.html#map", "workbench/compute/remote.py"),
+            "workbench.compute.remote.megabytes": (
+                "10_compute/remote.html#megabytes",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.remote": (
+                "10_compute/remote.html#remote",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.send": ("10_compute/remote.html#send", "workbench/compute/remote.py"),
+        },
         "workbench.compute.resources": {
             "workbench.compute.resources.Device": (
                 "10_compute/resources.html#device",
@@ -861,6 +1103,104 @@ d = {
                 "workbench/compute/session.py",
             ),
         },
+        "workbench.compute.shipping": {
+            "workbench.compute.shipping.Code": (
+                "10_compute/shipping.html#code",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._changed": (
+                "10_compute/shipping.html#_changed",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._codes": (
+                "10_compute/shipping.html#_codes",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._constant": (
+                "10_compute/shipping.html#_constant",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._constants": (
+                "10_compute/shipping.html#_constants",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._culprit": (
+                "10_compute/shipping.html#_culprit",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._file": (
+                "10_compute/shipping.html#_file",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._functions": (
+                "10_compute/shipping.html#_functions",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._hash": (
+                "10_compute/shipping.html#_hash",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._libraries": (
+                "10_compute/shipping.html#_libraries",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._listed": (
+                "10_compute/shipping.html#_listed",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._packed": (
+                "10_compute/shipping.html#_packed",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._place": (
+                "10_compute/shipping.html#_place",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._roots": (
+                "10_compute/shipping.html#_roots",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._shape": (
+                "10_compute/shipping.html#_shape",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping._stale": (
+                "10_compute/shipping.html#_stale",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.check_fresh": (
+                "10_compute/shipping.html#check_fresh",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.dumps": (
+                "10_compute/shipping.html#dumps",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.install": (
+                "10_compute/shipping.html#install",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.loads": (
+                "10_compute/shipping.html#loads",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.local_modules": (
+                "10_compute/shipping.html#local_modules",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.pack": (
+                "10_compute/shipping.html#pack",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.size_bytes": (
+                "10_compute/shipping.html#size_bytes",
+                "workbench/compute/shipping.py",
+            ),
+            "workbench.compute.shipping.verify": (
+                "10_compute/shipping.html#verify",
+                "workbench/compute/shipping.py",
+            ),
+        },
         "workbench.compute.standing": {
             "workbench.compute.standing.Status": (
                 "10_compute/standing.html#status",
@@ -887,6 +1227,54 @@ d = {
                 "workbench/compute/standing.py",
             ),
             "workbench.compute.standing.up": ("10_compute/standing.html#up", "workbench/compute/standing.py"),
+        },
+        "workbench.compute.worker": {
+            "workbench.compute.worker.Voice": ("10_compute/worker.html#voice", "workbench/compute/worker.py"),
+            "workbench.compute.worker.Voice.__init__": (
+                "10_compute/worker.html#voice.__init__",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker.Voice.keep_speaking": (
+                "10_compute/worker.html#voice.keep_speaking",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker.Voice.speak": (
+                "10_compute/worker.html#voice.speak",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._Stream": (
+                "10_compute/worker.html#_stream",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._Stream.__init__": (
+                "10_compute/worker.html#_stream.__init__",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._Stream.flush": (
+                "10_compute/worker.html#_stream.flush",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._Stream.writable": (
+                "10_compute/worker.html#_stream.writable",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._Stream.write": (
+                "10_compute/worker.html#_stream.write",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._joined": (
+                "10_compute/worker.html#_joined",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker._own": ("10_compute/worker.html#_own", "workbench/compute/worker.py"),
+            "workbench.compute.worker._used": ("10_compute/worker.html#_used", "workbench/compute/worker.py"),
+            "workbench.compute.worker.heard": ("10_compute/worker.html#heard", "workbench/compute/worker.py"),
+            "workbench.compute.worker.perform": (
+                "10_compute/worker.html#perform",
+                "workbench/compute/worker.py",
+            ),
+            "workbench.compute.worker.told": ("10_compute/worker.html#told", "workbench/compute/worker.py"),
+            "workbench.compute.worker.tried": ("10_compute/worker.html#tried", "workbench/compute/worker.py"),
         },
         "workbench.data.agreement": {
             "workbench.data.agreement.Agreement": (
@@ -1172,6 +1560,10 @@ d = {
             ),
             "workbench.data.contract.Contract.json_schema": (
                 "20_data/contract.html#contract.json_schema",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.obey": (
+                "20_data/contract.html#contract.obey",
                 "workbench/data/contract.py",
             ),
             "workbench.data.contract.Contract.of": (
@@ -1567,6 +1959,7 @@ d = {
                 "20_data/feed.html#feed._repr_html_",
                 "workbench/data/feed.py",
             ),
+            "workbench.data.feed.Feed._row": ("20_data/feed.html#feed._row", "workbench/data/feed.py"),
             "workbench.data.feed.Feed._work": ("20_data/feed.html#feed._work", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.batches": ("20_data/feed.html#feed.batches", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.check": ("20_data/feed.html#feed.check", "workbench/data/feed.py"),
@@ -1588,10 +1981,11 @@ d = {
             "workbench.data.feed.Feed.stream": ("20_data/feed.html#feed.stream", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.under": ("20_data/feed.html#feed.under", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.where": ("20_data/feed.html#feed.where", "workbench/data/feed.py"),
+            "workbench.data.feed._context": ("20_data/feed.html#_context", "workbench/data/feed.py"),
             "workbench.data.feed._decide": ("20_data/feed.html#_decide", "workbench/data/feed.py"),
             "workbench.data.feed._key": ("20_data/feed.html#_key", "workbench/data/feed.py"),
-            "workbench.data.feed._none": ("20_data/feed.html#_none", "workbench/data/feed.py"),
             "workbench.data.feed._publish": ("20_data/feed.html#_publish", "workbench/data/feed.py"),
+            "workbench.data.feed._step": ("20_data/feed.html#_step", "workbench/data/feed.py"),
             "workbench.data.feed._tally": ("20_data/feed.html#_tally", "workbench/data/feed.py"),
             "workbench.data.feed._verdicts": ("20_data/feed.html#_verdicts", "workbench/data/feed.py"),
         },
@@ -2531,6 +2925,11 @@ d = {
                 "workbench/data/recipe.py",
             ),
         },
+        "workbench.data.replays": {
+            "workbench.data.replays.note": ("20_data/replays.html#note", "workbench/data/replays.py"),
+            "workbench.data.replays.noted": ("20_data/replays.html#noted", "workbench/data/replays.py"),
+            "workbench.data.replays.replaced": ("20_data/replays.html#replaced", "workbench/data/replays.py"),
+        },
         "workbench.data.report": {
             "workbench.data.report.Report": ("20_data/report.html#report", "workbench/data/report.py"),
             "workbench.data.report.Report.__str__": (
@@ -2541,18 +2940,31 @@ d = {
                 "20_data/report.html#report._repr_html_",
                 "workbench/data/report.py",
             ),
+            "workbench.data.report.Report._words": (
+                "20_data/report.html#report._words",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report.Report.of": ("20_data/report.html#report.of", "workbench/data/report.py"),
             "workbench.data.report.Report.share": (
                 "20_data/report.html#report.share",
                 "workbench/data/report.py",
             ),
-            "workbench.data.report.Tally": ("20_data/report.html#tally", "workbench/data/report.py"),
-            "workbench.data.report.Tally.add": ("20_data/report.html#tally.add", "workbench/data/report.py"),
-            "workbench.data.report.Tally.rules": (
-                "20_data/report.html#tally.rules",
+            "workbench.data.report.Report.text": (
+                "20_data/report.html#report.text",
                 "workbench/data/report.py",
             ),
-            "workbench.data.report.Verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
-            "workbench.data.report.verdict": ("20_data/report.html#verdict", "workbench/data/report.py"),
+            "workbench.data.report.Report.to_json": (
+                "20_data/report.html#report.to_json",
+                "workbench/data/report.py",
+            ),
+            "workbench.data.report._columns": ("20_data/report.html#_columns", "workbench/data/report.py"),
+            "workbench.data.report._findings": ("20_data/report.html#_findings", "workbench/data/report.py"),
+            "workbench.data.report._numbers": ("20_data/report.html#_numbers", "workbench/data/report.py"),
+            "workbench.data.report._value": ("20_data/report.html#_value", "workbench/data/report.py"),
+            "workbench.data.report._words": ("20_data/report.html#_words", "workbench/data/report.py"),
+            "workbench.data.report.picture": ("20_data/report.html#picture", "workbench/data/report.py"),
+            "workbench.data.report.shapes": ("20_data/report.html#shapes", "workbench/data/report.py"),
+            "workbench.data.report.sparkline": ("20_data/report.html#sparkline", "workbench/data/report.py"),
         },
         "workbench.data.rowset": {
             "workbench.data.rowset.RowSet": ("20_data/rowset.html#rowset", "workbench/data/rowset.py"),
@@ -3004,6 +3416,7 @@ d = {
                 "20_data/stream.html#_connected",
                 "workbench/data/stream.py",
             ),
+            "workbench.data.stream._ipc": ("20_data/stream.html#_ipc", "workbench/data/stream.py"),
             "workbench.data.stream._packed": ("20_data/stream.html#_packed", "workbench/data/stream.py"),
             "workbench.data.stream._stream": ("20_data/stream.html#_stream", "workbench/data/stream.py"),
             "workbench.data.stream._unpacked": ("20_data/stream.html#_unpacked", "workbench/data/stream.py"),
@@ -3014,6 +3427,57 @@ d = {
             "workbench.data.stream.verdicts_on_ray": (
                 "20_data/stream.html#verdicts_on_ray",
                 "workbench/data/stream.py",
+            ),
+            "workbench.data.stream.without": ("20_data/stream.html#without", "workbench/data/stream.py"),
+        },
+        "workbench.data.tally": {
+            "workbench.data.tally.QuarantineFile": (
+                "20_data/tally.html#quarantinefile",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile.__enter__": (
+                "20_data/tally.html#quarantinefile.__enter__",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile.__exit__": (
+                "20_data/tally.html#quarantinefile.__exit__",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile.__init__": (
+                "20_data/tally.html#quarantinefile.__init__",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile._flush": (
+                "20_data/tally.html#quarantinefile._flush",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile.add": (
+                "20_data/tally.html#quarantinefile.add",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.QuarantineFile.close": (
+                "20_data/tally.html#quarantinefile.close",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.Reasons": ("20_data/tally.html#reasons", "workbench/data/tally.py"),
+            "workbench.data.tally.Reasons.__init__": (
+                "20_data/tally.html#reasons.__init__",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.Reasons.add": ("20_data/tally.html#reasons.add", "workbench/data/tally.py"),
+            "workbench.data.tally.Reasons.rules": (
+                "20_data/tally.html#reasons.rules",
+                "workbench/data/tally.py",
+            ),
+            "workbench.data.tally.Tally": ("20_data/tally.html#tally", "workbench/data/tally.py"),
+            "workbench.data.tally.Tally.add": ("20_data/tally.html#tally.add", "workbench/data/tally.py"),
+            "workbench.data.tally.Verdict": ("20_data/tally.html#verdict", "workbench/data/tally.py"),
+            "workbench.data.tally._drawn": ("20_data/tally.html#_drawn", "workbench/data/tally.py"),
+            "workbench.data.tally._roots": ("20_data/tally.html#_roots", "workbench/data/tally.py"),
+            "workbench.data.tally.verdict": ("20_data/tally.html#verdict", "workbench/data/tally.py"),
+            "workbench.data.tally.whole_columns": (
+                "20_data/tally.html#whole_columns",
+                "workbench/data/tally.py",
             ),
         },
         "workbench.data.text": {
@@ -3037,6 +3501,148 @@ d = {
             "workbench.data.text.lines": ("20_data/text.html#lines", "workbench/data/text.py"),
             "workbench.data.text.open_text": ("20_data/text.html#open_text", "workbench/data/text.py"),
             "workbench.data.text.packing_of": ("20_data/text.html#packing_of", "workbench/data/text.py"),
+        },
+        "workbench.data.watch": {
+            "workbench.data.watch.Context": ("20_data/watch.html#context", "workbench/data/watch.py"),
+            "workbench.data.watch.Watcher": ("20_data/watch.html#watcher", "workbench/data/watch.py"),
+            "workbench.data.watch.Watcher.add": ("20_data/watch.html#watcher.add", "workbench/data/watch.py"),
+            "workbench.data.watch.Watcher.judge": (
+                "20_data/watch.html#watcher.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch.Watching": ("20_data/watch.html#watching", "workbench/data/watch.py"),
+            "workbench.data.watch.Watching.__init__": (
+                "20_data/watch.html#watching.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch.Watching.add": (
+                "20_data/watch.html#watching.add",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch.Watching.findings": (
+                "20_data/watch.html#watching.findings",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Balance": ("20_data/watch.html#_balance", "workbench/data/watch.py"),
+            "workbench.data.watch._Balance.__init__": (
+                "20_data/watch.html#_balance.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Balance.add": (
+                "20_data/watch.html#_balance.add",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Balance.judge": (
+                "20_data/watch.html#_balance.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete": ("20_data/watch.html#_complete", "workbench/data/watch.py"),
+            "workbench.data.watch._Complete.__init__": (
+                "20_data/watch.html#_complete.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete._gaps": (
+                "20_data/watch.html#_complete._gaps",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete._lacking": (
+                "20_data/watch.html#_complete._lacking",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete._value": (
+                "20_data/watch.html#_complete._value",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete.add": (
+                "20_data/watch.html#_complete.add",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Complete.judge": (
+                "20_data/watch.html#_complete.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Drift": ("20_data/watch.html#_drift", "workbench/data/watch.py"),
+            "workbench.data.watch._Drift.__init__": (
+                "20_data/watch.html#_drift.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Drift.compare": (
+                "20_data/watch.html#_drift.compare",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Fresh": ("20_data/watch.html#_fresh", "workbench/data/watch.py"),
+            "workbench.data.watch._Fresh.__init__": (
+                "20_data/watch.html#_fresh.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Fresh._files": (
+                "20_data/watch.html#_fresh._files",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Fresh._see": ("20_data/watch.html#_fresh._see", "workbench/data/watch.py"),
+            "workbench.data.watch._Fresh.add": ("20_data/watch.html#_fresh.add", "workbench/data/watch.py"),
+            "workbench.data.watch._Fresh.judge": (
+                "20_data/watch.html#_fresh.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Unique": ("20_data/watch.html#_unique", "workbench/data/watch.py"),
+            "workbench.data.watch._Unique.__init__": (
+                "20_data/watch.html#_unique.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Unique._groups": (
+                "20_data/watch.html#_unique._groups",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Unique._shown": (
+                "20_data/watch.html#_unique._shown",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Unique._spill": (
+                "20_data/watch.html#_unique._spill",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Unique.add": ("20_data/watch.html#_unique.add", "workbench/data/watch.py"),
+            "workbench.data.watch._Unique.judge": (
+                "20_data/watch.html#_unique.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Volume": ("20_data/watch.html#_volume", "workbench/data/watch.py"),
+            "workbench.data.watch._Volume.__init__": (
+                "20_data/watch.html#_volume.__init__",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Volume._bounds": (
+                "20_data/watch.html#_volume._bounds",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Volume._by": ("20_data/watch.html#_volume._by", "workbench/data/watch.py"),
+            "workbench.data.watch._Volume._usual": (
+                "20_data/watch.html#_volume._usual",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._Volume.add": ("20_data/watch.html#_volume.add", "workbench/data/watch.py"),
+            "workbench.data.watch._Volume.judge": (
+                "20_data/watch.html#_volume.judge",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._file_time_s": (
+                "20_data/watch.html#_file_time_s",
+                "workbench/data/watch.py",
+            ),
+            "workbench.data.watch._found": ("20_data/watch.html#_found", "workbench/data/watch.py"),
+            "workbench.data.watch._history": ("20_data/watch.html#_history", "workbench/data/watch.py"),
+            "workbench.data.watch._hole": ("20_data/watch.html#_hole", "workbench/data/watch.py"),
+            "workbench.data.watch._meant": ("20_data/watch.html#_meant", "workbench/data/watch.py"),
+            "workbench.data.watch._moved": ("20_data/watch.html#_moved", "workbench/data/watch.py"),
+            "workbench.data.watch._said": ("20_data/watch.html#_said", "workbench/data/watch.py"),
+            "workbench.data.watch._seconds": ("20_data/watch.html#_seconds", "workbench/data/watch.py"),
+            "workbench.data.watch._some": ("20_data/watch.html#_some", "workbench/data/watch.py"),
+            "workbench.data.watch._text": ("20_data/watch.html#_text", "workbench/data/watch.py"),
+            "workbench.data.watch.read_reference": (
+                "20_data/watch.html#read_reference",
+                "workbench/data/watch.py",
+            ),
         },
         "workbench.data.where": {
             "workbench.data.where.Comparison": ("20_data/where.html#comparison", "workbench/data/where.py"),
@@ -3190,6 +3796,7 @@ d = {
             "workbench.jobs.asked._found": ("80_jobs/asked.html#_found", "workbench/jobs/asked.py"),
             "workbench.jobs.asked._write": ("80_jobs/asked.html#_write", "workbench/jobs/asked.py"),
             "workbench.jobs.asked.all_jobs": ("80_jobs/asked.html#all_jobs", "workbench/jobs/asked.py"),
+            "workbench.jobs.asked.as_formats": ("80_jobs/asked.html#as_formats", "workbench/jobs/asked.py"),
             "workbench.jobs.asked.ask": ("80_jobs/asked.html#ask", "workbench/jobs/asked.py"),
             "workbench.jobs.asked.cancel": ("80_jobs/asked.html#cancel", "workbench/jobs/asked.py"),
             "workbench.jobs.asked.checked": ("80_jobs/asked.html#checked", "workbench/jobs/asked.py"),
@@ -3214,6 +3821,26 @@ d = {
             "workbench.jobs.attempt.main": ("80_jobs/attempt.html#main", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.work": ("80_jobs/attempt.html#work", "workbench/jobs/attempt.py"),
+        },
+        "workbench.jobs.beside": {
+            "workbench.jobs.beside.Beside": ("80_jobs/beside.html#beside", "workbench/jobs/beside.py"),
+            "workbench.jobs.beside.Beside.__init__": (
+                "80_jobs/beside.html#beside.__init__",
+                "workbench/jobs/beside.py",
+            ),
+            "workbench.jobs.beside.Beside._start": (
+                "80_jobs/beside.html#beside._start",
+                "workbench/jobs/beside.py",
+            ),
+            "workbench.jobs.beside.Beside.ensure": (
+                "80_jobs/beside.html#beside.ensure",
+                "workbench/jobs/beside.py",
+            ),
+            "workbench.jobs.beside.Beside.stop": (
+                "80_jobs/beside.html#beside.stop",
+                "workbench/jobs/beside.py",
+            ),
+            "workbench.jobs.beside.main": ("80_jobs/beside.html#main", "workbench/jobs/beside.py"),
         },
         "workbench.jobs.cells": {
             "workbench.jobs.cells.Call": ("80_jobs/cells.html#call", "workbench/jobs/cells.py"),
@@ -4534,8 +5161,12 @@ d = {
                 "80_jobs/recorder.html#recorder.before",
                 "workbench/jobs/recorder.py",
             ),
-            "workbench.jobs.recorder.Recorder.said": (
-                "80_jobs/recorder.html#recorder.said",
+            "workbench.jobs.recorder.Recorder.close": (
+                "80_jobs/recorder.html#recorder.close",
+                "workbench/jobs/recorder.py",
+            ),
+            "workbench.jobs.recorder._endings": (
+                "80_jobs/recorder.html#_endings",
                 "workbench/jobs/recorder.py",
             ),
             "workbench.jobs.recorder._facts": ("80_jobs/recorder.html#_facts", "workbench/jobs/recorder.py"),
@@ -5156,6 +5787,10 @@ d = {
             "workbench.lab.labels.decisions": ("90_lab/labels.html#decisions", "workbench/lab/labels.py"),
             "workbench.lab.labels.panel": ("90_lab/labels.html#panel", "workbench/lab/labels.py"),
         },
+        "workbench.lab.launch": {
+            "workbench.lab.launch.command": ("90_lab/launch.html#command", "workbench/lab/launch.py"),
+            "workbench.lab.launch.scheduling": ("90_lab/launch.html#scheduling", "workbench/lab/launch.py"),
+        },
         "workbench.lab.panels": {
             "workbench.lab.panels.DirectComm": ("90_lab/panels.html#directcomm", "workbench/lab/panels.py"),
             "workbench.lab.panels.DirectComm.publish_msg": (
@@ -5271,6 +5906,206 @@ d = {
             "workbench.lab.relabel._shown": ("90_lab/relabel.html#_shown", "workbench/lab/relabel.py"),
             "workbench.lab.relabel._square": ("90_lab/relabel.html#_square", "workbench/lab/relabel.py"),
             "workbench.lab.relabel.png": ("90_lab/relabel.html#png", "workbench/lab/relabel.py"),
+        },
+        "workbench.lab.scheduler": {
+            "workbench.lab.scheduler.Environments": (
+                "90_lab/scheduler.html#environments",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Environments.list_environments": (
+                "90_lab/scheduler.html#environments.list_environments",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Environments.manage_environments_command": (
+                "90_lab/scheduler.html#environments.manage_environments_command",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Environments.output_formats_mapping": (
+                "90_lab/scheduler.html#environments.output_formats_mapping",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Files": ("90_lab/scheduler.html#files", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.Files.copy_from_staging": (
+                "90_lab/scheduler.html#files.copy_from_staging",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs": ("90_lab/scheduler.html#jobs", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.Jobs.__init__": (
+                "90_lab/scheduler.html#jobs.__init__",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._add_files": (
+                "90_lab/scheduler.html#jobs._add_files",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._asked": (
+                "90_lab/scheduler.html#jobs._asked",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._definition": (
+                "90_lab/scheduler.html#jobs._definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._described": (
+                "90_lab/scheduler.html#jobs._described",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._due": (
+                "90_lab/scheduler.html#jobs._due",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._in_file": (
+                "90_lab/scheduler.html#jobs._in_file",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._listed": (
+                "90_lab/scheduler.html#jobs._listed",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._notebook": (
+                "90_lab/scheduler.html#jobs._notebook",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._ours": (
+                "90_lab/scheduler.html#jobs._ours",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._outputs": (
+                "90_lab/scheduler.html#jobs._outputs",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._rules": (
+                "90_lab/scheduler.html#jobs._rules",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._shown": (
+                "90_lab/scheduler.html#jobs._shown",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs._shown_path": (
+                "90_lab/scheduler.html#jobs._shown_path",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.count_jobs": (
+                "90_lab/scheduler.html#jobs.count_jobs",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.create_job": (
+                "90_lab/scheduler.html#jobs.create_job",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.create_job_definition": (
+                "90_lab/scheduler.html#jobs.create_job_definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.create_job_from_definition": (
+                "90_lab/scheduler.html#jobs.create_job_from_definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.delete_job": (
+                "90_lab/scheduler.html#jobs.delete_job",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.delete_job_definition": (
+                "90_lab/scheduler.html#jobs.delete_job_definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.fetch": (
+                "90_lab/scheduler.html#jobs.fetch",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.get_job": (
+                "90_lab/scheduler.html#jobs.get_job",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.get_job_definition": (
+                "90_lab/scheduler.html#jobs.get_job_definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.list_job_definitions": (
+                "90_lab/scheduler.html#jobs.list_job_definitions",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.list_jobs": (
+                "90_lab/scheduler.html#jobs.list_jobs",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.stop_job": (
+                "90_lab/scheduler.html#jobs.stop_job",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.update_job": (
+                "90_lab/scheduler.html#jobs.update_job",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Jobs.update_job_definition": (
+                "90_lab/scheduler.html#jobs.update_job_definition",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Runner": ("90_lab/scheduler.html#runner", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.Runner.execute": (
+                "90_lab/scheduler.html#runner.execute",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Runner.supported_features": (
+                "90_lab/scheduler.html#runner.supported_features",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Says": ("90_lab/scheduler.html#says", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.Says.get_json_body": (
+                "90_lab/scheduler.html#says.get_json_body",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Says.log": (
+                "90_lab/scheduler.html#says.log",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Says.write_error": (
+                "90_lab/scheduler.html#says.write_error",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.WorkbenchScheduler": (
+                "90_lab/scheduler.html#workbenchscheduler",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.WorkbenchScheduler.initialize_settings": (
+                "90_lab/scheduler.html#workbenchscheduler.initialize_settings",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.WorkbenchScheduler.stop_extension": (
+                "90_lab/scheduler.html#workbenchscheduler.stop_extension",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler._Log": ("90_lab/scheduler.html#_log", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler._Log.exception": (
+                "90_lab/scheduler.html#_log.exception",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler._aside": ("90_lab/scheduler.html#_aside", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler._jupyter_server_extension_points": (
+                "90_lab/scheduler.html#_jupyter_server_extension_points",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler._ms": ("90_lab/scheduler.html#_ms", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler._ours": ("90_lab/scheduler.html#_ours", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler._paged": ("90_lab/scheduler.html#_paged", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.job_id": ("90_lab/scheduler.html#job_id", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.key_of": ("90_lab/scheduler.html#key_of", "workbench/lab/scheduler.py"),
+            "workbench.lab.scheduler.status_of": (
+                "90_lab/scheduler.html#status_of",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.told": ("90_lab/scheduler.html#told", "workbench/lab/scheduler.py"),
+        },
+        "workbench.models.approved": {
+            "workbench.models.approved.is_approved": (
+                "30_models/approved.html#is_approved",
+                "workbench/models/approved.py",
+            ),
+            "workbench.models.approved.must_be_approved": (
+                "30_models/approved.html#must_be_approved",
+                "workbench/models/approved.py",
+            ),
         },
         "workbench.models.bundle": {
             "workbench.models.bundle.Bundle": ("30_models/bundle.html#bundle", "workbench/models/bundle.py"),
@@ -5566,6 +6401,76 @@ d = {
             "workbench.models.shelf.expect": ("30_models/shelf.html#expect", "workbench/models/shelf.py"),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
         },
+        "workbench.release.approval": {
+            "workbench.release.approval.Request": (
+                "60_release/approval.html#request",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.Request.__str__": (
+                "60_release/approval.html#request.__str__",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.Request._repr_html_": (
+                "60_release/approval.html#request._repr_html_",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.Request.missing": (
+                "60_release/approval.html#request.missing",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.Request.ref": (
+                "60_release/approval.html#request.ref",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.Vote": (
+                "60_release/approval.html#vote",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval._read": (
+                "60_release/approval.html#_read",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval._set": (
+                "60_release/approval.html#_set",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.end": (
+                "60_release/approval.html#end",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.get": (
+                "60_release/approval.html#get",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.may_vote": (
+                "60_release/approval.html#may_vote",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.must_be_untouched": (
+                "60_release/approval.html#must_be_untouched",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.open_request": (
+                "60_release/approval.html#open_request",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.prepare": (
+                "60_release/approval.html#prepare",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.requests": (
+                "60_release/approval.html#requests",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.state_of": (
+                "60_release/approval.html#state_of",
+                "workbench/release/approval.py",
+            ),
+            "workbench.release.approval.vote": (
+                "60_release/approval.html#vote",
+                "workbench/release/approval.py",
+            ),
+        },
         "workbench.release.evidence": {
             "workbench.release.evidence.Evidence": (
                 "60_release/evidence.html#evidence",
@@ -5777,6 +6682,10 @@ d = {
                 "60_release/people.html#_trusted",
                 "workbench/release/people.py",
             ),
+            "workbench.release.people.confirmed": (
+                "60_release/people.html#confirmed",
+                "workbench/release/people.py",
+            ),
             "workbench.release.people.from_proxy": (
                 "60_release/people.html#from_proxy",
                 "workbench/release/people.py",
@@ -5808,8 +6717,32 @@ d = {
                 "60_release/registry.html#status._repr_html_",
                 "workbench/release/registry.py",
             ),
+            "workbench.release.registry._as_judged": (
+                "60_release/registry.html#_as_judged",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry._ask": (
+                "60_release/registry.html#_ask",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry._check": (
+                "60_release/registry.html#_check",
+                "workbench/release/registry.py",
+            ),
             "workbench.release.registry._check_verdict": (
                 "60_release/registry.html#_check_verdict",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry._move": (
+                "60_release/registry.html#_move",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry._refusals_told": (
+                "60_release/registry.html#_refusals_told",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.approve": (
+                "60_release/registry.html#approve",
                 "workbench/release/registry.py",
             ),
             "workbench.release.registry.champion": (
@@ -5826,6 +6759,10 @@ d = {
             ),
             "workbench.release.registry.promote": (
                 "60_release/registry.html#promote",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.reject": (
+                "60_release/registry.html#reject",
                 "workbench/release/registry.py",
             ),
             "workbench.release.registry.rollback": (
@@ -5916,8 +6853,112 @@ d = {
             "workbench.serve.body.read_rows": ("50_serve/body.html#read_rows", "workbench/serve/body.py"),
             "workbench.serve.body.respond": ("50_serve/body.html#respond", "workbench/serve/body.py"),
         },
+        "workbench.serve.cache": {
+            "workbench.serve.cache.Cache": ("50_serve/cache.html#cache", "workbench/serve/cache.py"),
+            "workbench.serve.cache.Cache.__init__": (
+                "50_serve/cache.html#cache.__init__",
+                "workbench/serve/cache.py",
+            ),
+            "workbench.serve.cache.Cache.__len__": (
+                "50_serve/cache.html#cache.__len__",
+                "workbench/serve/cache.py",
+            ),
+            "workbench.serve.cache.Cache.get": ("50_serve/cache.html#cache.get", "workbench/serve/cache.py"),
+            "workbench.serve.cache.Cache.put": ("50_serve/cache.html#cache.put", "workbench/serve/cache.py"),
+        },
+        "workbench.serve.checker": {
+            "workbench.serve.checker.Checker": (
+                "50_serve/checker.html#checker",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker.__init__": (
+                "50_serve/checker.html#checker.__init__",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker._read_strictly": (
+                "50_serve/checker.html#checker._read_strictly",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker.columns": (
+                "50_serve/checker.html#checker.columns",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker.example": (
+                "50_serve/checker.html#checker.example",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker.obey": (
+                "50_serve/checker.html#checker.obey",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.Checker.read": (
+                "50_serve/checker.html#checker.read",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._Unusual": (
+                "50_serve/checker.html#_unusual",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._any_reader": (
+                "50_serve/checker.html#_any_reader",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._bool_reader": (
+                "50_serve/checker.html#_bool_reader",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._number_reader": (
+                "50_serve/checker.html#_number_reader",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._text_reader": (
+                "50_serve/checker.html#_text_reader",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker.reader": ("50_serve/checker.html#reader", "workbench/serve/checker.py"),
+        },
+        "workbench.serve.counts": {
+            "workbench.serve.counts.Counts": ("50_serve/counts.html#counts", "workbench/serve/counts.py"),
+            "workbench.serve.counts.Counts.histograms": (
+                "50_serve/counts.html#counts.histograms",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Counts.plain": (
+                "50_serve/counts.html#counts.plain",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram": (
+                "50_serve/counts.html#histogram",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram.__post_init__": (
+                "50_serve/counts.html#histogram.__post_init__",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram.add": (
+                "50_serve/counts.html#histogram.add",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram.count": (
+                "50_serve/counts.html#histogram.count",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram.quantile": (
+                "50_serve/counts.html#histogram.quantile",
+                "workbench/serve/counts.py",
+            ),
+        },
         "workbench.serve.engine": {
+            "workbench.serve.engine.Answered": ("50_serve/engine.html#answered", "workbench/serve/engine.py"),
             "workbench.serve.engine.Engine": ("50_serve/engine.html#engine", "workbench/serve/engine.py"),
+            "workbench.serve.engine.Engine.__aenter__": (
+                "50_serve/engine.html#engine.__aenter__",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.__aexit__": (
+                "50_serve/engine.html#engine.__aexit__",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine.__init__": (
                 "50_serve/engine.html#engine.__init__",
                 "workbench/serve/engine.py",
@@ -5926,20 +6967,92 @@ d = {
                 "50_serve/engine.html#engine.__str__",
                 "workbench/serve/engine.py",
             ),
+            "workbench.serve.engine.Engine._ask_many": (
+                "50_serve/engine.html#engine._ask_many",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._ask_one": (
+                "50_serve/engine.html#engine._ask_one",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._load": (
+                "50_serve/engine.html#engine._load",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._measure_lag": (
+                "50_serve/engine.html#engine._measure_lag",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._moves": (
+                "50_serve/engine.html#engine._moves",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._new_lane": (
+                "50_serve/engine.html#engine._new_lane",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._predict": (
+                "50_serve/engine.html#engine._predict",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine._repr_html_": (
                 "50_serve/engine.html#engine._repr_html_",
                 "workbench/serve/engine.py",
             ),
-            "workbench.serve.engine.Engine._warm": (
-                "50_serve/engine.html#engine._warm",
+            "workbench.serve.engine.Engine._running_lane": (
+                "50_serve/engine.html#engine._running_lane",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._watch": (
+                "50_serve/engine.html#engine._watch",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine.answers": (
                 "50_serve/engine.html#engine.answers",
                 "workbench/serve/engine.py",
             ),
+            "workbench.serve.engine.Engine.ask": (
+                "50_serve/engine.html#engine.ask",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.bundle": (
+                "50_serve/engine.html#engine.bundle",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.check_room": (
+                "50_serve/engine.html#engine.check_room",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.contract": (
+                "50_serve/engine.html#engine.contract",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.name": (
+                "50_serve/engine.html#engine.name",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.newer": (
+                "50_serve/engine.html#engine.newer",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine.predict": (
                 "50_serve/engine.html#engine.predict",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.refresh": (
+                "50_serve/engine.html#engine.refresh",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.row_s": (
+                "50_serve/engine.html#engine.row_s",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.run": (
+                "50_serve/engine.html#engine.run",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.running": (
+                "50_serve/engine.html#engine.running",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine.schema": (
@@ -5948,6 +7061,37 @@ d = {
             ),
             "workbench.serve.engine.Engine.scores": (
                 "50_serve/engine.html#engine.scores",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.start": (
+                "50_serve/engine.html#engine.start",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.stop": (
+                "50_serve/engine.html#engine.stop",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.take": (
+                "50_serve/engine.html#engine.take",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.version": (
+                "50_serve/engine.html#engine.version",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine._Row": ("50_serve/engine.html#_row", "workbench/serve/engine.py"),
+            "workbench.serve.engine._Row.__await__": (
+                "50_serve/engine.html#_row.__await__",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine._Rows": ("50_serve/engine.html#_rows", "workbench/serve/engine.py"),
+            "workbench.serve.engine._Rows.__await__": (
+                "50_serve/engine.html#_rows.__await__",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine._here": ("50_serve/engine.html#_here", "workbench/serve/engine.py"),
+            "workbench.serve.engine._read_all": (
+                "50_serve/engine.html#_read_all",
                 "workbench/serve/engine.py",
             ),
         },
@@ -6026,6 +7170,91 @@ d = {
                 "50_serve/guard.html#check_token",
                 "workbench/serve/guard.py",
             ),
+        },
+        "workbench.serve.lane": {
+            "workbench.serve.lane.Ask": ("50_serve/lane.html#ask", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Ask.__init__": (
+                "50_serve/lane.html#ask.__init__",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Ask.left": ("50_serve/lane.html#ask.left", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Ask.settle": ("50_serve/lane.html#ask.settle", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Done": ("50_serve/lane.html#done", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane": ("50_serve/lane.html#lane", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane.__init__": (
+                "50_serve/lane.html#lane.__init__",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Lane._drop": ("50_serve/lane.html#lane._drop", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane._next": ("50_serve/lane.html#lane._next", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane._settle": (
+                "50_serve/lane.html#lane._settle",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Lane._take": ("50_serve/lane.html#lane._take", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane.busy_s": ("50_serve/lane.html#lane.busy_s", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane.drain": ("50_serve/lane.html#lane.drain", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane.join": ("50_serve/lane.html#lane.join", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane.submit": ("50_serve/lane.html#lane.submit", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Loaded": ("50_serve/lane.html#loaded", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Loaded.__init__": (
+                "50_serve/lane.html#loaded.__init__",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Loaded._warm": (
+                "50_serve/lane.html#loaded._warm",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Loaded.failure": (
+                "50_serve/lane.html#loaded.failure",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane.Loaded.score": (
+                "50_serve/lane.html#loaded.score",
+                "workbench/serve/lane.py",
+            ),
+            "workbench.serve.lane._attempt": ("50_serve/lane.html#_attempt", "workbench/serve/lane.py"),
+        },
+        "workbench.serve.policy": {
+            "workbench.serve.policy.Overloaded": (
+                "50_serve/policy.html#overloaded",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Overloaded.__init__": (
+                "50_serve/policy.html#overloaded.__init__",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy": ("50_serve/policy.html#policy", "workbench/serve/policy.py"),
+            "workbench.serve.policy.Policy.__post_init__": (
+                "50_serve/policy.html#policy.__post_init__",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy._best": (
+                "50_serve/policy.html#policy._best",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.admit": (
+                "50_serve/policy.html#policy.admit",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.expected_s": (
+                "50_serve/policy.html#policy.expected_s",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.observe": (
+                "50_serve/policy.html#policy.observe",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.split": (
+                "50_serve/policy.html#policy.split",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.work_s": (
+                "50_serve/policy.html#policy.work_s",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Split": ("50_serve/policy.html#split", "workbench/serve/policy.py"),
+            "workbench.serve.policy.Waiting": ("50_serve/policy.html#waiting", "workbench/serve/policy.py"),
         },
         "workbench.serve.requestlog": {
             "workbench.serve.requestlog.Entry": (
@@ -6112,6 +7341,15 @@ d = {
                 "50_serve/requestlog.html#to_table",
                 "workbench/serve/requestlog.py",
             ),
+        },
+        "workbench.serve.trace": {
+            "workbench.serve.trace.Trace": ("50_serve/trace.html#trace", "workbench/serve/trace.py"),
+            "workbench.serve.trace.Trace.header": (
+                "50_serve/trace.html#trace.header",
+                "workbench/serve/trace.py",
+            ),
+            "workbench.serve.trace.emit": ("50_serve/trace.html#emit", "workbench/serve/trace.py"),
+            "workbench.serve.trace.tracer": ("50_serve/trace.html#tracer", "workbench/serve/trace.py"),
         },
         "workbench.serve.wire": {
             "workbench.serve.wire.BoundedProtocol": (
@@ -6315,6 +7553,68 @@ d = {
                 "workbench/train/checkpoint.py",
             ),
         },
+        "workbench.train.crew": {
+            "workbench.train.crew.Crew": ("40_train/crew.html#crew", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew._nodes": ("40_train/crew.html#crew._nodes", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew._start": ("40_train/crew.html#crew._start", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew.dismiss": (
+                "40_train/crew.html#crew.dismiss",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Crew.drop": ("40_train/crew.html#crew.drop", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew.free": ("40_train/crew.html#crew.free", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew.is_stale": (
+                "40_train/crew.html#crew.is_stale",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Crew.reserve": (
+                "40_train/crew.html#crew.reserve",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Crew.staff": ("40_train/crew.html#crew.staff", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew.stand_by": (
+                "40_train/crew.html#crew.stand_by",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Member": ("40_train/crew.html#member", "workbench/train/crew.py"),
+            "workbench.train.crew.Member.__init__": (
+                "40_train/crew.html#member.__init__",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Member.host": ("40_train/crew.html#member.host", "workbench/train/crew.py"),
+            "workbench.train.crew.Member.perform": (
+                "40_train/crew.html#member.perform",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Member.where": (
+                "40_train/crew.html#member.where",
+                "workbench/train/crew.py",
+            ),
+            "workbench.train.crew.Task": ("40_train/crew.html#task", "workbench/train/crew.py"),
+            "workbench.train.crew._expire": ("40_train/crew.html#_expire", "workbench/train/crew.py"),
+            "workbench.train.crew._forget": ("40_train/crew.html#_forget", "workbench/train/crew.py"),
+            "workbench.train.crew._group": ("40_train/crew.html#_group", "workbench/train/crew.py"),
+            "workbench.train.crew._kill": ("40_train/crew.html#_kill", "workbench/train/crew.py"),
+            "workbench.train.crew._printed": ("40_train/crew.html#_printed", "workbench/train/crew.py"),
+            "workbench.train.crew.code_stamps": ("40_train/crew.html#code_stamps", "workbench/train/crew.py"),
+            "workbench.train.crew.crew": ("40_train/crew.html#crew", "workbench/train/crew.py"),
+            "workbench.train.crew.dismiss": ("40_train/crew.html#dismiss", "workbench/train/crew.py"),
+            "workbench.train.crew.told": ("40_train/crew.html#told", "workbench/train/crew.py"),
+        },
+        "workbench.train.deck": {
+            "workbench.train.deck.Deck": ("40_train/deck.html#deck", "workbench/train/deck.py"),
+            "workbench.train.deck.Deck.__init__": (
+                "40_train/deck.html#deck.__init__",
+                "workbench/train/deck.py",
+            ),
+            "workbench.train.deck.Deck.__iter__": (
+                "40_train/deck.html#deck.__iter__",
+                "workbench/train/deck.py",
+            ),
+            "workbench.train.deck.Deck._left": ("40_train/deck.html#deck._left", "workbench/train/deck.py"),
+            "workbench.train.deck.Deck.resume": ("40_train/deck.html#deck.resume", "workbench/train/deck.py"),
+            "workbench.train.deck.Deck.state": ("40_train/deck.html#deck.state", "workbench/train/deck.py"),
+        },
         "workbench.train.fit": {
             "workbench.train.fit._first": ("40_train/fit.html#_first", "workbench/train/fit.py"),
             "workbench.train.fit._result": ("40_train/fit.html#_result", "workbench/train/fit.py"),
@@ -6323,6 +7623,30 @@ d = {
             "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
             "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
+        },
+        "workbench.train.guard": {
+            "workbench.train.guard.Diverged": ("40_train/guard.html#diverged", "workbench/train/guard.py"),
+            "workbench.train.guard.Guard": ("40_train/guard.html#guard", "workbench/train/guard.py"),
+            "workbench.train.guard.Guard.__post_init__": (
+                "40_train/guard.html#guard.__post_init__",
+                "workbench/train/guard.py",
+            ),
+            "workbench.train.guard.Guard._judge": (
+                "40_train/guard.html#guard._judge",
+                "workbench/train/guard.py",
+            ),
+            "workbench.train.guard.Guard.gradients": (
+                "40_train/guard.html#guard.gradients",
+                "workbench/train/guard.py",
+            ),
+            "workbench.train.guard.Guard.loss": (
+                "40_train/guard.html#guard.loss",
+                "workbench/train/guard.py",
+            ),
+            "workbench.train.guard.total_norm": (
+                "40_train/guard.html#total_norm",
+                "workbench/train/guard.py",
+            ),
         },
         "workbench.train.labels": {
             "workbench.train.labels._column": ("40_train/labels.html#_column", "workbench/train/labels.py"),
@@ -6461,6 +7785,16 @@ d = {
             ),
             "workbench.train.scale.session": ("40_train/scale.html#session", "workbench/train/scale.py"),
         },
+        "workbench.train.shard": {
+            "workbench.train.shard._check": ("40_train/shard.html#_check", "workbench/train/shard.py"),
+            "workbench.train.shard._holders": ("40_train/shard.html#_holders", "workbench/train/shard.py"),
+            "workbench.train.shard._put": ("40_train/shard.html#_put", "workbench/train/shard.py"),
+            "workbench.train.shard._reset": ("40_train/shard.html#_reset", "workbench/train/shard.py"),
+            "workbench.train.shard._whole": ("40_train/shard.html#_whole", "workbench/train/shard.py"),
+            "workbench.train.shard.blocks": ("40_train/shard.html#blocks", "workbench/train/shard.py"),
+            "workbench.train.shard.fill": ("40_train/shard.html#fill", "workbench/train/shard.py"),
+            "workbench.train.shard.sharded": ("40_train/shard.html#sharded", "workbench/train/shard.py"),
+        },
         "workbench.train.state": {
             "workbench.train.state.Training": ("40_train/state.html#training", "workbench/train/state.py"),
             "workbench.train.state.Training._model": (
@@ -6498,6 +7832,83 @@ d = {
                 "40_train/state.html#set_random_states",
                 "workbench/train/state.py",
             ),
+        },
+        "workbench.train.work": {
+            "workbench.train.work.Left": ("40_train/work.html#left", "workbench/train/work.py"),
+            "workbench.train.work.Left.__init__": (
+                "40_train/work.html#left.__init__",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Pulse": ("40_train/work.html#pulse", "workbench/train/work.py"),
+            "workbench.train.work.Pulse.__init__": (
+                "40_train/work.html#pulse.__init__",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Pulse._decision": (
+                "40_train/work.html#pulse._decision",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Pulse._run": ("40_train/work.html#pulse._run", "workbench/train/work.py"),
+            "workbench.train.work.Pulse.beat": ("40_train/work.html#pulse.beat", "workbench/train/work.py"),
+            "workbench.train.work.Pulse.close": ("40_train/work.html#pulse.close", "workbench/train/work.py"),
+            "workbench.train.work.Pulse.flush": ("40_train/work.html#pulse.flush", "workbench/train/work.py"),
+            "workbench.train.work.Site": ("40_train/work.html#site", "workbench/train/work.py"),
+            "workbench.train.work.Site.checkpoints": (
+                "40_train/work.html#site.checkpoints",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Site.control": (
+                "40_train/work.html#site.control",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work": ("40_train/work.html#work", "workbench/train/work.py"),
+            "workbench.train.work.Work.__post_init__": (
+                "40_train/work.html#work.__post_init__",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work._forwarded": (
+                "40_train/work.html#work._forwarded",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work._guarded": (
+                "40_train/work.html#work._guarded",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work._leave": ("40_train/work.html#work._leave", "workbench/train/work.py"),
+            "workbench.train.work.Work._opened": (
+                "40_train/work.html#work._opened",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work._placed": (
+                "40_train/work.html#work._placed",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work._save": ("40_train/work.html#work._save", "workbench/train/work.py"),
+            "workbench.train.work.Work.batches": (
+                "40_train/work.html#work.batches",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work.checkpoint": (
+                "40_train/work.html#work.checkpoint",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work.close": ("40_train/work.html#work.close", "workbench/train/work.py"),
+            "workbench.train.work.Work.epoch": ("40_train/work.html#work.epoch", "workbench/train/work.py"),
+            "workbench.train.work.Work.epochs": ("40_train/work.html#work.epochs", "workbench/train/work.py"),
+            "workbench.train.work.Work.finish": ("40_train/work.html#work.finish", "workbench/train/work.py"),
+            "workbench.train.work.Work.prepare": (
+                "40_train/work.html#work.prepare",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work.Work.report": ("40_train/work.html#work.report", "workbench/train/work.py"),
+            "workbench.train.work.Work.resumed": (
+                "40_train/work.html#work.resumed",
+                "workbench/train/work.py",
+            ),
+            "workbench.train.work._plain": ("40_train/work.html#_plain", "workbench/train/work.py"),
+            "workbench.train.work._preemption": ("40_train/work.html#_preemption", "workbench/train/work.py"),
+            "workbench.train.work.ask": ("40_train/work.html#ask", "workbench/train/work.py"),
+            "workbench.train.work.perform": ("40_train/work.html#perform", "workbench/train/work.py"),
         },
     },
 }

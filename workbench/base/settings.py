@@ -56,7 +56,20 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address the service listens on")
     port: int = Field(8765, ge=1, le=65535, description="port of the service, 1 to 65535")
     serve_token: str | None = Field(None, description="secret reference, env:NAME or file:PATH")
-    ray_address: str = Field("local", description="'local', 'auto' or ray://host:port")
+    ray_address: str = Field("local", description="'none', 'local', 'auto', host:port or ray://host:port")
+    cluster_provider: Literal["aws", "azure", "gcp", "kuberay"] = Field(
+        "kuberay", description="aws, azure, gcp or kuberay: for workbench cluster config"
+    )
+    cluster_region: str = Field("us-west-2", description="region of the cloud, such as us-west-2")
+    cluster_machine: str = Field("m5.2xlarge", description="machine type of a worker, as the cloud calls it")
+    cluster_workers: str = Field(
+        "0:4", pattern=r"^\d+:\d+$", description="fewest and most workers, such as 0:4"
+    )
+    cluster_cpus: int = Field(8, ge=1, description="CPU cores of a worker, 1 or more")
+    cluster_gpus: int = Field(0, ge=0, description="GPUs of a worker, 0 or more")
+    cluster_memory_gb: float = Field(32.0, gt=0, description="memory of a worker, GB")
+    cluster_image: str = Field("rayproject/ray:2.60.0-py311", description="container image with Ray")
+    cluster_spot: bool = Field(False, description="spot (preemptible) workers (true or false)")
     keep_failed_kernel_s: float = Field(
         0.0,
         ge=0,
@@ -68,8 +81,18 @@ class Settings(BaseSettings):
     user_token: str | None = Field(None, description="your own token: a reference, env:NAME or file:PATH")
     trusted_proxies: str = Field("", description="addresses whose sign-in headers count, comma-separated")
     proxy_user_header: str = Field("X-Forwarded-Email", description="header that names the person")
+    snapshot_after_s: float = Field(
+        0.5, ge=0, description="seconds of work after which a job's variables are kept, to resume from"
+    )
+    snapshot_share: float = Field(
+        0.04, ge=0, le=1, description="share of a job's time that keeping them may take; 0 keeps none"
+    )
+    snapshot_gb: float = Field(2.0, ge=0, description="GB of variables that a job may keep")
     cpu_usd_per_h: float = Field(0.04, ge=0, description="price of one CPU core, USD an hour")
     gpu_usd_per_h: float = Field(2.5, ge=0, description="price of one GPU, USD an hour")
+    spot_price_share: float = Field(
+        0.35, gt=0, le=1, description="what spot costs of the full price, above 0, at most 1"
+    )
 
     @field_validator("serve_token", "user_token")
     @classmethod

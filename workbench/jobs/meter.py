@@ -52,13 +52,14 @@ class Meter:
         self,
         pid: int,  # the kernel's, or its keeper's
     ) -> None:
-        self.pid, self.began = pid, time.perf_counter()
+        self.pid, self.began, self.took_s = pid, time.perf_counter(), 0.0
         for process in _processes(pid):
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process}/clear_refs").write_text("5")
 
     def read(self) -> dict[str, Any]:
         "`took_s`, and `peak_mb` where it is known."
-        took = {"took_s": round(time.perf_counter() - self.began, 3)}
+        self.took_s = time.perf_counter() - self.began
+        took = {"took_s": round(self.took_s, 3)}
         peak_mb = sum(map(_peak_mb, _processes(self.pid)))
         return {**took, "peak_mb": round(peak_mb, 1)} if peak_mb else took

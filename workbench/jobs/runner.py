@@ -53,6 +53,7 @@ from workbench.jobs.notebook import (
     parameters_source,
 )
 from .outcome import RESULT_VARIABLE, read_result
+from .recorder import Earlier, Recorder
 from .report import report_html
 from .secret import Secret, present
 
@@ -208,7 +209,7 @@ def _kept(execution: "Execution", run: Run) -> str:
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #execute
-def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
+def _execute(run: Run, book: Any, cwd: Path, limits: _Limits, watch: Recorder) -> None:
     "Execute `book` and keep all that comes out; raises `JobFailed`, `Stopped` or KeyboardInterrupt."
     engine = importlib.import_module("workbench.jobs.engine")
     ending = STOPPED
@@ -218,8 +219,9 @@ def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
         warm = _warm(book, env, cwd, log)
         memory = OomWatch(warm.pid if warm else "self")
         execution = engine.Execution(
-            book, run.folder / "notebook.ipynb", cwd=cwd, env=env, log=log, warm=warm, keep_s=limits.keep_s
-        )
+            book, run.folder / "notebook.ipynb",
+            cwd=cwd, env=env, log=log, warm=warm, keep_s=limits.keep_s, watch=watch,
+        )  # fmt: skip
         early: Ending | None = STOPPED
         try:
             early = _follow(execution, tracker, limits, run)
@@ -233,6 +235,7 @@ def _execute(run: Run, book: Any, cwd: Path, limits: _Limits) -> None:
             if warm and run.spending:
                 run.spending.lend(*warm.used)
             ending = early or _ended(execution, run, memory)
+            execution.book.metadata["workbench"]["snapshots"] = watch.close(not ending.kind)
             _keep(run, execution.book, ending)
     if ending.kind:
         what = f"{run.name} {ending.status.replace('_', ' ')} {where(execution.book)}\n  {ending.what}"
@@ -252,6 +255,7 @@ def run(
     cell_timeout_s: float | None = None,  # of each cell
     keep_s: float | None = None,  # how long the kernel stays when a cell fails; from the settings when None
     run_id: str = "",  # of a queued run, or for a new one; made when empty
+    earlier: Earlier | None = None,  # a run to take over what is still true of
 ) -> Run:
     "Execute a notebook as a recorded job; `BadParameter` or `NotFound` before it starts, `JobFailed` when it fails."
     source, name = find_notebook(path), name or Path(path).stem
@@ -265,13 +269,19 @@ def run(
         if isinstance(value, Secret):
             present(value.reference)
     book = _prepare(source, given)
+    if earlier and earlier.decide:
+        earlier.decide(book)
     noted = {"params": as_json(values), "notebook": source, "ledger": ledger, "run_id": run_id}
     with (
         trouble_said(ledger.store.root if ledger else load_settings().store),
         start("job", name, **noted) as record,
     ):
         with _made_of(record, source, given):
-            _execute(record, book, source.parent, limits)
+            if earlier:
+                record.parents.append(earlier.run.id)
+            _execute(
+                record, book, source.parent, limits, Recorder(record, book, source, as_json(given), earlier)
+            )
     return record
 
 
