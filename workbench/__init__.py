@@ -172,6 +172,7 @@ Modules:
 - `workbench.train.crew`: Workers that stay warm: the first training waits for them, the next one does not.
 - `workbench.train.deck`: Rows in memory, dealt like those of a feed: shuffled by a seed, shared among ranks, with a position that a checkpoint keeps.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
+- `workbench.train.group`: One attempt of a training: ranks that begin together and end together, watched all the while.
 - `workbench.train.guard`: A training that has gone wrong says so at the step where it did, and keeps the last state that was right.
 - `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
@@ -179,6 +180,7 @@ Modules:
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
 - `workbench.train.rows`: Two feeds become four arrays, once, the same for a baseline and a net.
 - `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
+- `workbench.train.scaling`: Your own training loop: here under the debugger, on many workers, through kills and restarts, without another line in it.
 - `workbench.train.shard`: A model larger than one device: built without memory, cut over the ranks, filled block by block.
 - `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else.
 - `workbench.train.work`: What your own loop gets to be distributed and resumable: `prepare`, `batches`, `report`, `checkpoint`."""
@@ -216,6 +218,7 @@ if TYPE_CHECKING:
     from workbench.serve.engine import Engine
     from workbench.train.baseline import fit_baseline
     from workbench.train.fit import fit
+    from workbench.train.scaling import scale
 
 # Where each public name lives; it is imported on first use, so that `import workbench` costs nothing heavy.
 _HOME = {
@@ -251,6 +254,7 @@ _HOME = {
     "rollback": "release.registry",
     "run": "jobs.onray",
     "runs": "base.records",
+    "scale": "train.scaling",
     "serve": "serve.app",
     "stalls": "data.stalls",
     "track": "base.progress",

@@ -154,6 +154,7 @@ class Work:
     saved: Saved | None = None  # what it goes on from
     training: Training = field(default_factory=Training)
     step: int = 0  # steps done, over all attempts
+    watch: Callable[[int, dict[str, Any]], None] | None = None  # told of steps and metrics, in this thread
 
     def __post_init__(self) -> None:
         self.rank, self.world, self.device = self.site.rank, self.site.world, torch.device(self.site.device)
@@ -293,6 +294,8 @@ class Work:
         if "loss" in metrics and (self.training.optimiser is None or not isinstance(metrics["loss"], Tensor)):
             self.guard.loss(float(metrics["loss"]), self.step)
         self._place = self._loader.state() if self._loader is not None else None
+        if self.watch is not None:
+            self.watch(self.step, metrics)
         if self.step >= pulse.leave_at:
             self._leave()
         if self.site.every and self.step % self.site.every == 0:
@@ -342,10 +345,15 @@ def _preemption(site: Site) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def perform(train_fn: Callable[..., Any], site: Site, params: dict[str, Any]) -> Any:
+def perform(
+    train_fn: Callable[..., Any],
+    site: Site,
+    params: dict[str, Any],
+    watch: Callable[[int, dict[str, Any]], None] | None = None,  # told of every step
+) -> Any:
     "Run `train_fn(work, **params)` as one rank; the end is saved. Raises `Left` when the ranks leave."
     saved = Saved(site.checkpoints / site.start) if site.start else None
-    work = Work(site, saved)
+    work = Work(site, saved, watch=watch)
     try:
         with _preemption(site):
             value = train_fn(work, **params)
