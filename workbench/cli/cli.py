@@ -2,7 +2,7 @@
 
 - `workbench VERB`; `--profile` and `--debug` before the verb, `--json` after any.
 - The answer goes to standard output, everything else to standard error; with `--json` both are JSON.
-- Exit codes: 0 done, 1 unexpected, 2 bad input, 3 not found, 4 feed refused, 5 corrupt, 6 gate refused, 7 job failed, 8 unavailable, 9 timed out, 10 killed, 11 not reproduced, 130 stopped.
+- Exit codes: 0 done, 1 unexpected, 2 bad input, 3 not found, 4 feed refused, 5 corrupt, 6 gate refused, 7 job failed, 8 unavailable, 9 timed out, 10 killed, 11 not reproduced, 12 not allowed, 130 stopped.
 - No stack trace without `--debug`.
 - A path is taken from where you stand, as everywhere in a shell; inside notebooks paths are taken from the project."""
 
@@ -45,7 +45,7 @@ from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
-from . import debug, kernels, labels, reproduce, schedule
+from . import approvals, debug, kernels, labels, reproduce, schedule
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
 from ..jobs.kept import seconds
 from ..jobs.pipeline import run_pipeline
@@ -53,6 +53,7 @@ from ..jobs.pipeline import run_pipeline
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+approvals.register(app)
 kernels.register(app)
 debug.register(app)
 labels.register(app)
@@ -321,20 +322,13 @@ def lab(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8888,
     as_json: Json = False,
 ) -> None:
-    "Open JupyterLab on the project, on loopback, with a token."
+    "Open JupyterLab on the project, on loopback, with a token; its notebook jobs are runs like all others."
     from workbench.base.errors import need
     from workbench.base.settings import project_root
+    from workbench.lab import launch
 
     need("jupyterlab", extra="lab")
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        f"--notebook-dir={project_root()}",
-    ]
-    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    command = launch.command(project_root(), port)
     if as_json:
         print(json.dumps({"command": command, "folder": str(project_root())}), flush=True)
     os.execv(sys.executable, command)

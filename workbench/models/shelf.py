@@ -16,7 +16,7 @@ import getpass
 import re
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,8 @@ class Shelf:
         why: str = "",
         run: str = "",
         expected: int | None = None,  # where it must stand for the move to happen, 0 for nowhere
+        user: str = "",  # who moves it, if not the user of this machine
+        also: Callable[[sqlite3.Connection], object] | None = None,  # what is written in the same transaction
     ) -> None:
         "Point `alias` at a version that exists; `GateRefused` when it is not where it is expected."
         if check_name(alias, "alias").isdigit():
@@ -168,9 +170,19 @@ class Shelf:
             if expected is not None and now != expected:
                 what = f"{name}@{alias} stands at {now or 'nothing'}, not at {expected or 'nothing'}"
                 raise GateRefused(what, "somebody moved it meanwhile: judge against where it stands")
-            _point(db, _change(name, alias, version, now or None, why, run))
+            _point(db, _change(name, alias, version, now or None, why, run, user=user))
+            if also:
+                also(db)
 
-    def move_back(self, name: str, alias: str, why: str = "", run: str = "") -> int:
+    def move_back(
+        self,
+        name: str,
+        alias: str,
+        why: str = "",
+        run: str = "",
+        user: str = "",
+        also: Callable[[sqlite3.Connection], object] | None = None,  # what is written in the same transaction
+    ) -> int:
         "Point `alias` at the version it stood at before; returns it, `NotFound` when there was none."
         if not self.versions(check_name(name)):
             raise _missing(f"model {name!r}", name, self.names())
@@ -183,7 +195,9 @@ class Shelf:
                     else f"{name}@{alias} is not set"
                 )
                 raise NotFound(what, "promote another version instead" if trail else _set_aliases(db, name))
-            _point(db, _change(name, alias, trail[-2], trail[-1], why, run, moved_back=True))
+            _point(db, _change(name, alias, trail[-2], trail[-1], why, run, moved_back=True, user=user))
+            if also:
+                also(db)
         return trail[-2]
 
     def _digest(self, name: str, version: int) -> str:
@@ -254,7 +268,14 @@ class Shelf:
 
 
 def _change(
-    name: str, alias: str, version: int, previous: int | None, why: str, run: str, moved_back: bool = False
+    name: str,
+    alias: str,
+    version: int,
+    previous: int | None,
+    why: str,
+    run: str,
+    moved_back: bool = False,
+    user: str = "",
 ) -> dict[str, Any]:
     change = {
         "name": name,
@@ -263,7 +284,7 @@ def _change(
         "previous": previous,
         "moved_back": moved_back,
     }
-    return {**change, "why": why, "run": run, "user": getpass.getuser(), "at": time.time()}
+    return {**change, "why": why, "run": run, "user": user or getpass.getuser(), "at": time.time()}
 
 
 # %% ../../notebooks/30_models/30_shelf.ipynb #load
