@@ -15,9 +15,11 @@ from workbench.base import errors
 from workbench.base.errors import WorkbenchError
 
 NAMES = [
-    "Bundle", "Column", "Contract", "Delta", "Engine", "Feed", "Gate", "Profile", "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "__version__",
-    "calibrate", "champion", "default_gates", "drift", "fit", "fit_baseline", "judge", "labels", "load", "measure", "predict",
-    "project_path", "promote", "result", "right_size", "rollback", "run", "runs", "serve", "stalls", "track", "write_parquet",
+    "Balance", "Bundle", "Column", "Complete", "Contract", "Delta", "Drift", "Engine", "Feed", "Fresh", "Gate", "Profile",
+    "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "Unique", "Volume", "__version__", "attach", "calibrate", "champion",
+    "cluster", "default_gates", "drift", "fit", "fit_baseline", "judge", "labels", "load", "map", "measure", "predict",
+    "project_path", "promote", "quarantine", "remote", "result", "right_size", "rollback", "run", "runs", "scale", "serve",
+    "stalls", "track", "write_parquet",
 ]  # fmt: skip
 HEAVY = (
     "torch",

@@ -34,7 +34,9 @@ Modules:
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
+- `workbench.cli.resume`: `workbench resume RUN`: a job that ended badly goes on at the cell that failed.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.compute.cell`: A whole cell on the cluster: what it reads goes there, what it assigned comes back, what cannot travel is named.
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
 - `workbench.compute.keeper`: The one that stays at the cluster with the work, so that a kernel may go and come back.
@@ -43,6 +45,7 @@ Modules:
 - `workbench.compute.session`: `wb.cluster()`: one line, and this kernel has the cluster of its profile.
 - `workbench.compute.shipping`: The code that runs there is the code that runs here; where it cannot be, the file is named.
 - `workbench.compute.standing`: A Ray that waits: `workbench cluster up` once, and every kernel connects in a moment.
+- `workbench.compute.stop`: An interrupted cell ends what it started on the cluster, also by Ray's own calls.
 - `workbench.compute.worker`: What runs at the other end: the code that was sent, item by item, and every word it prints goes back to the cell.
 - `workbench.data.agreement`: When several people label the same thing: how far they agree beyond chance, and who stands apart.
 - `workbench.data.batching`: From a checked feed to batches: which parts are read, which rows may come out, and what they become.
@@ -61,6 +64,7 @@ Modules:
 - `workbench.data.feed`: Where data comes from, plus what it must be: checked before it is used, refused rows kept with their reasons.
 - `workbench.data.filesystem`: Where files are: this machine, object storage, HTTP. Reads that stall, break off or crawl are tried again, then named with file and byte.
 - `workbench.data.images`: A folder of pictures is a feed too: its folders are the labels, and a picture that cannot be decoded is a refused row.
+- `workbench.data.infer`: A first contract for rows that nobody has described yet, as Python to paste into a notebook and think about.
 - `workbench.data.ipc`: Arrow's own file and stream, read batch by batch.
 - `workbench.data.joint`: Can a classifier tell today's rows from the reference? Then something moved, even where no column did by itself.
 - `workbench.data.jsonl`: One object a line, types taken as they are written: `"584"` is a text, and no number.
@@ -72,6 +76,7 @@ Modules:
 - `workbench.data.packing`: Columns of a table become rows of arrays, each value copied once.
 - `workbench.data.parquet`: The format to publish in: typed, in row groups, and with a checksum in every page that is verified on every read.
 - `workbench.data.part`: What every source is, whatever its format: a schema, parts that can be read by themselves, and their rows as Arrow.
+- `workbench.data.quarantine`: What was refused, and why; and the way back for rows that the present contract accepts.
 - `workbench.data.raydata`: A Ray Dataset as a source: its blocks are the parts, wherever in the cluster they lie.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
 - `workbench.data.replays`: Rows that came back from the quarantine stand for the rows they were: a feed that reads both reads each once.
@@ -129,6 +134,7 @@ Modules:
 - `workbench.jobs.reproduce`: A run of a while ago, made again from what was written down, and every difference named.
 - `workbench.jobs.reproduction`: What running a run again has shown: what it was made of then and now, and every difference named.
 - `workbench.jobs.resume`: A run that ended badly goes on at the cell that failed: what is still true is restored, what is not runs again, and it says which.
+- `workbench.jobs.retention`: What the schedule remembers has an end, and nothing that was forgotten can run again.
 - `workbench.jobs.runner`: One call runs a notebook as a job: checked before, whole afterwards, and nothing left behind.
 - `workbench.jobs.schedule`: What is due, what is late, what is skipped and why: decisions, with no clock, process or file in them.
 - `workbench.jobs.scheduler`: Each due time is claimed once; an interrupted run is shown and retried under the same key; nothing due is silently missed.
@@ -139,6 +145,7 @@ Modules:
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
 - `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
 - `workbench.lab.launch`: How `workbench lab` starts JupyterLab: on loopback, with a token, its notebook jobs on our scheduler.
+- `workbench.lab.magics`: `%%remote`: this cell runs on the cluster, and the next one has what it made.
 - `workbench.lab.panels`: One panel a call: where it is, when it ends, how it goes, and a Stop that stops.
 - `workbench.lab.relabel`: The doubtful rows one by one, decided with one key each, two people at once.
 - `workbench.lab.scheduler`: JupyterLab's "Create Notebook Job" starts our jobs: typed, recorded, tried again when interrupted, never lost.
@@ -186,6 +193,7 @@ Modules:
 - `workbench.train.work`: What your own loop gets to be distributed and resumable: `prepare`, `batches`, `report`, `checkpoint`."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from workbench.base.errors import MissingExtra as _MissingExtra
@@ -195,7 +203,10 @@ if TYPE_CHECKING:
     from workbench.base.progress import track
     from workbench.base.records import Run, runs
     from workbench.base.settings import project_path
+    from workbench.compute.remote import attach, map, remote
+    from workbench.compute.session import cluster
     from workbench.data.contract import Column, Contract, Rule
+    from workbench.data import quarantine
     from workbench.data.delta import Delta
     from workbench.data.drift import drift
     from workbench.data.feed import Feed, write_parquet
@@ -204,6 +215,7 @@ if TYPE_CHECKING:
     from workbench.data.sketch import Profile
     from workbench.data.sql import Sql
     from workbench.data.stalls import stalls
+    from workbench.data.whole import Balance, Complete, Drift, Fresh, Unique, Volume
     from workbench.jobs.outcome import result
     from workbench.jobs.onray import run
     from workbench.jobs.secret import Secret
@@ -222,12 +234,16 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported on first use, so that `import workbench` costs nothing heavy.
 _HOME = {
+    "Balance": "data.whole",
     "Bundle": "models.bundle",
     "Column": "data.contract",
+    "Complete": "data.whole",
     "Contract": "data.contract",
     "Delta": "data.delta",
+    "Drift": "data.whole",
     "Engine": "serve.engine",
     "Feed": "data.feed",
+    "Fresh": "data.whole",
     "Gate": "release.gates",
     "Profile": "data.sketch",
     "Recipe": "data.recipe",
@@ -236,8 +252,12 @@ _HOME = {
     "Secret": "jobs.secret",
     "Shelf": "models.shelf",
     "Sql": "data.sql",
+    "Unique": "data.whole",
+    "Volume": "data.whole",
+    "attach": "compute.remote",
     "calibrate": "data.limits",
     "champion": "release.registry",
+    "cluster": "compute.session",
     "default_gates": "release.gates",
     "drift": "data.drift",
     "fit": "train.fit",
@@ -245,10 +265,13 @@ _HOME = {
     "judge": "release.gates",
     "labels": "lab.labels",
     "load": "models.shelf",
+    "map": "compute.remote",
     "measure": "release.evidence",
     "predict": "serve.batch",
     "project_path": "base.settings",
     "promote": "release.registry",
+    "quarantine": "data.quarantine",
+    "remote": "compute.remote",
     "result": "jobs.outcome",
     "right_size": "release.gates",
     "rollback": "release.registry",
@@ -261,7 +284,7 @@ _HOME = {
     "write_parquet": "data.feed",
 }
 
-_ROOMS = ("labels",)  # public as a whole: wb.labels.audit(...)
+_ROOMS = ("labels", "quarantine")  # public as a whole: wb.labels.audit(...)
 
 # The extra that installs what a name's module imports at once.
 _EXTRA = {"sklearn": "torch", "torch": "torch", "pyarrow": "data", "polars": "data", "uvicorn": "serve"}
@@ -270,6 +293,15 @@ __version__ = "0.1.0"
 __all__ = sorted([*_HOME, "__version__"])  # pyright: ignore
 
 _register("notebook", "workbench.lab.panels:Panel")
+
+
+def load_ipython_extension(shell: Any) -> None:
+    "What `%load_ext workbench` does: `%%remote`, and interrupts that reach the cluster."
+    importlib.import_module("workbench.lab.magics").load_ipython_extension(shell)
+
+
+if "ipykernel" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()):
+    load_ipython_extension(_shell)
 
 
 def __getattr__(name: str) -> Any:

@@ -538,7 +538,6 @@ d = {
             "workbench.cli.cli._as_ctrl_c": ("95_cli/cli.html#_as_ctrl_c", "workbench/cli/cli.py"),
             "workbench.cli.cli._emit": ("95_cli/cli.html#_emit", "workbench/cli/cli.py"),
             "workbench.cli.cli._from_here": ("95_cli/cli.html#_from_here", "workbench/cli/cli.py"),
-            "workbench.cli.cli._given": ("95_cli/cli.html#_given", "workbench/cli/cli.py"),
             "workbench.cli.cli._plain": ("95_cli/cli.html#_plain", "workbench/cli/cli.py"),
             "workbench.cli.cli._say": ("95_cli/cli.html#_say", "workbench/cli/cli.py"),
             "workbench.cli.cli._sheet": ("95_cli/cli.html#_sheet", "workbench/cli/cli.py"),
@@ -616,6 +615,9 @@ d = {
             "workbench.cli.doctor._store": ("95_cli/doctor.html#_store", "workbench/cli/doctor.py"),
             "workbench.cli.doctor.examine": ("95_cli/doctor.html#examine", "workbench/cli/doctor.py"),
         },
+        "workbench.cli.given": {
+            "workbench.cli.given.given": ("95_cli/given.html#given", "workbench/cli/given.py")
+        },
         "workbench.cli.kernels": {
             "workbench.cli.kernels._emit": ("95_cli/kernels.html#_emit", "workbench/cli/kernels.py"),
             "workbench.cli.kernels.prepare": ("95_cli/kernels.html#prepare", "workbench/cli/kernels.py"),
@@ -656,6 +658,11 @@ d = {
                 "workbench/cli/reproduce.py",
             ),
         },
+        "workbench.cli.resume": {
+            "workbench.cli.resume._newest": ("95_cli/resume.html#_newest", "workbench/cli/resume.py"),
+            "workbench.cli.resume.register": ("95_cli/resume.html#register", "workbench/cli/resume.py"),
+            "workbench.cli.resume.resume": ("95_cli/resume.html#resume", "workbench/cli/resume.py"),
+        },
         "workbench.cli.schedule": {
             "workbench.cli.schedule._emit": ("95_cli/schedule.html#_emit", "workbench/cli/schedule.py"),
             "workbench.cli.schedule._lines": ("95_cli/schedule.html#_lines", "workbench/cli/schedule.py"),
@@ -681,6 +688,29 @@ d = {
             "workbench.cli.schedule.start": ("95_cli/schedule.html#start", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
+        },
+        "workbench.compute.cell": {
+            "workbench.compute.cell.Names": ("10_compute/cell.html#names", "workbench/compute/cell.py"),
+            "workbench.compute.cell._augmented": (
+                "10_compute/cell.html#_augmented",
+                "workbench/compute/cell.py",
+            ),
+            "workbench.compute.cell._changed": ("10_compute/cell.html#_changed", "workbench/compute/cell.py"),
+            "workbench.compute.cell._compiled": (
+                "10_compute/cell.html#_compiled",
+                "workbench/compute/cell.py",
+            ),
+            "workbench.compute.cell._pack": ("10_compute/cell.html#_pack", "workbench/compute/cell.py"),
+            "workbench.compute.cell._tables": ("10_compute/cell.html#_tables", "workbench/compute/cell.py"),
+            "workbench.compute.cell._used": ("10_compute/cell.html#_used", "workbench/compute/cell.py"),
+            "workbench.compute.cell.names": ("10_compute/cell.html#names", "workbench/compute/cell.py"),
+            "workbench.compute.cell.prepare": ("10_compute/cell.html#prepare", "workbench/compute/cell.py"),
+            "workbench.compute.cell.run_cell": ("10_compute/cell.html#run_cell", "workbench/compute/cell.py"),
+            "workbench.compute.cell.start_cell": (
+                "10_compute/cell.html#start_cell",
+                "workbench/compute/cell.py",
+            ),
+            "workbench.compute.cell.take": ("10_compute/cell.html#take", "workbench/compute/cell.py"),
         },
         "workbench.compute.cloud": {
             "workbench.compute.cloud._node": ("10_compute/cloud.html#_node", "workbench/compute/cloud.py"),
@@ -944,10 +974,6 @@ d = {
                 "10_compute/remote.html#_noted",
                 "workbench/compute/remote.py",
             ),
-            "workbench.compute.remote._nowhere": (
-                "10_compute/remote.html#_nowhere",
-                "workbench/compute/remote.py",
-            ),
             "workbench.compute.remote._print": (
                 "10_compute/remote.html#_print",
                 "workbench/compute/remote.py",
@@ -979,6 +1005,10 @@ d = {
             ),
             "workbench.compute.remote.remote": (
                 "10_compute/remote.html#remote",
+                "workbench/compute/remote.py",
+            ),
+            "workbench.compute.remote.runs_here": (
+                "10_compute/remote.html#runs_here",
                 "workbench/compute/remote.py",
             ),
             "workbench.compute.remote.send": ("10_compute/remote.html#send", "workbench/compute/remote.py"),
@@ -1228,6 +1258,20 @@ d = {
             ),
             "workbench.compute.standing.up": ("10_compute/standing.html#up", "workbench/compute/standing.py"),
         },
+        "workbench.compute.stop": {
+            "workbench.compute.stop.Marks": ("10_compute/stop.html#marks", "workbench/compute/stop.py"),
+            "workbench.compute.stop._actors": ("10_compute/stop.html#_actors", "workbench/compute/stop.py"),
+            "workbench.compute.stop._core": ("10_compute/stop.html#_core", "workbench/compute/stop.py"),
+            "workbench.compute.stop._unfinished": (
+                "10_compute/stop.html#_unfinished",
+                "workbench/compute/stop.py",
+            ),
+            "workbench.compute.stop.marks": ("10_compute/stop.html#marks", "workbench/compute/stop.py"),
+            "workbench.compute.stop.stop_since": (
+                "10_compute/stop.html#stop_since",
+                "workbench/compute/stop.py",
+            ),
+        },
         "workbench.compute.worker": {
             "workbench.compute.worker.Voice": ("10_compute/worker.html#voice", "workbench/compute/worker.py"),
             "workbench.compute.worker.Voice.__init__": (
@@ -1365,16 +1409,32 @@ d = {
                 "20_data/blocks.html#blocks.__init__",
                 "workbench/data/blocks.py",
             ),
-            "workbench.data.blocks.Blocks._fill": (
-                "20_data/blocks.html#blocks._fill",
+            "workbench.data.blocks.Blocks._laid": (
+                "20_data/blocks.html#blocks._laid",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._lay": (
+                "20_data/blocks.html#blocks._lay",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks._load": (
                 "20_data/blocks.html#blocks._load",
                 "workbench/data/blocks.py",
             ),
+            "workbench.data.blocks.Blocks._opened": (
+                "20_data/blocks.html#blocks._opened",
+                "workbench/data/blocks.py",
+            ),
             "workbench.data.blocks.Blocks._permuted": (
                 "20_data/blocks.html#blocks._permuted",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._plain": (
+                "20_data/blocks.html#blocks._plain",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._room": (
+                "20_data/blocks.html#blocks._room",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks._run": (
@@ -1383,10 +1443,6 @@ d = {
             ),
             "workbench.data.blocks.Blocks._take": (
                 "20_data/blocks.html#blocks._take",
-                "workbench/data/blocks.py",
-            ),
-            "workbench.data.blocks.Blocks._unit": (
-                "20_data/blocks.html#blocks._unit",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks.free": (
@@ -1414,10 +1470,6 @@ d = {
                 "20_data/cache.html#unitcache.__init__",
                 "workbench/data/cache.py",
             ),
-            "workbench.data.cache.UnitCache.get": (
-                "20_data/cache.html#unitcache.get",
-                "workbench/data/cache.py",
-            ),
             "workbench.data.cache.UnitCache.path": (
                 "20_data/cache.html#unitcache.path",
                 "workbench/data/cache.py",
@@ -1426,7 +1478,12 @@ d = {
                 "20_data/cache.html#unitcache.put",
                 "workbench/data/cache.py",
             ),
+            "workbench.data.cache.UnitCache.read": (
+                "20_data/cache.html#unitcache.read",
+                "workbench/data/cache.py",
+            ),
             "workbench.data.cache._bytes": ("20_data/cache.html#_bytes", "workbench/data/cache.py"),
+            "workbench.data.cache._read": ("20_data/cache.html#_read", "workbench/data/cache.py"),
             "workbench.data.cache._write": ("20_data/cache.html#_write", "workbench/data/cache.py"),
             "workbench.data.cache.checksum": ("20_data/cache.html#checksum", "workbench/data/cache.py"),
         },
@@ -1552,6 +1609,10 @@ d = {
             ),
             "workbench.data.contract.Contract.from_json": (
                 "20_data/contract.html#contract.from_json",
+                "workbench/data/contract.py",
+            ),
+            "workbench.data.contract.Contract.infer": (
+                "20_data/contract.html#contract.infer",
                 "workbench/data/contract.py",
             ),
             "workbench.data.contract.Contract.inputs": (
@@ -2187,6 +2248,40 @@ d = {
                 "workbench/data/images.py",
             ),
         },
+        "workbench.data.infer": {
+            "workbench.data.infer.Draft": ("20_data/infer.html#draft", "workbench/data/infer.py"),
+            "workbench.data.infer.Draft.__str__": (
+                "20_data/infer.html#draft.__str__",
+                "workbench/data/infer.py",
+            ),
+            "workbench.data.infer.Draft._repr_html_": (
+                "20_data/infer.html#draft._repr_html_",
+                "workbench/data/infer.py",
+            ),
+            "workbench.data.infer.Draft.code": ("20_data/infer.html#draft.code", "workbench/data/infer.py"),
+            "workbench.data.infer.Draft.to_json": (
+                "20_data/infer.html#draft.to_json",
+                "workbench/data/infer.py",
+            ),
+            "workbench.data.infer.Seen": ("20_data/infer.html#seen", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen._count": ("20_data/infer.html#seen._count", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen._ends": ("20_data/infer.html#seen._ends", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen._held": ("20_data/infer.html#seen._held", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen._read": ("20_data/infer.html#seen._read", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen.add": ("20_data/infer.html#seen.add", "workbench/data/infer.py"),
+            "workbench.data.infer.Seen.dtype": ("20_data/infer.html#seen.dtype", "workbench/data/infer.py"),
+            "workbench.data.infer._as": ("20_data/infer.html#_as", "workbench/data/infer.py"),
+            "workbench.data.infer._drafted": ("20_data/infer.html#_drafted", "workbench/data/infer.py"),
+            "workbench.data.infer._frames": ("20_data/infer.html#_frames", "workbench/data/infer.py"),
+            "workbench.data.infer._kind": ("20_data/infer.html#_kind", "workbench/data/infer.py"),
+            "workbench.data.infer._limits": ("20_data/infer.html#_limits", "workbench/data/infer.py"),
+            "workbench.data.infer._moment": ("20_data/infer.html#_moment", "workbench/data/infer.py"),
+            "workbench.data.infer._open": ("20_data/infer.html#_open", "workbench/data/infer.py"),
+            "workbench.data.infer._outwards": ("20_data/infer.html#_outwards", "workbench/data/infer.py"),
+            "workbench.data.infer._title": ("20_data/infer.html#_title", "workbench/data/infer.py"),
+            "workbench.data.infer._written": ("20_data/infer.html#_written", "workbench/data/infer.py"),
+            "workbench.data.infer.infer": ("20_data/infer.html#infer", "workbench/data/infer.py"),
+        },
         "workbench.data.ipc": {
             "workbench.data.ipc.IpcSource": ("20_data/ipc.html#ipcsource", "workbench/data/ipc.py"),
             "workbench.data.ipc.IpcSource._batches": (
@@ -2603,12 +2698,16 @@ d = {
                 "20_data/packing.html#columnpacking",
                 "workbench/data/packing.py",
             ),
+            "workbench.data.packing.ColumnPacking._opened": (
+                "20_data/packing.html#columnpacking._opened",
+                "workbench/data/packing.py",
+            ),
             "workbench.data.packing.ColumnPacking.columns": (
                 "20_data/packing.html#columnpacking.columns",
                 "workbench/data/packing.py",
             ),
-            "workbench.data.packing.ColumnPacking.fill": (
-                "20_data/packing.html#columnpacking.fill",
+            "workbench.data.packing.ColumnPacking.open": (
+                "20_data/packing.html#columnpacking.open",
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing.EncodedPacking": (
@@ -2619,8 +2718,8 @@ d = {
                 "20_data/packing.html#encodedpacking.fields",
                 "workbench/data/packing.py",
             ),
-            "workbench.data.packing.EncodedPacking.fill": (
-                "20_data/packing.html#encodedpacking.fill",
+            "workbench.data.packing.EncodedPacking.open": (
+                "20_data/packing.html#encodedpacking.open",
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing.Field": ("20_data/packing.html#field", "workbench/data/packing.py"),
@@ -2633,8 +2732,8 @@ d = {
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing.Packing": ("20_data/packing.html#packing", "workbench/data/packing.py"),
-            "workbench.data.packing.Packing.fill": (
-                "20_data/packing.html#packing.fill",
+            "workbench.data.packing.Packing.open": (
+                "20_data/packing.html#packing.open",
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing.Piece": ("20_data/packing.html#piece", "workbench/data/packing.py"),
@@ -2661,8 +2760,8 @@ d = {
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing._kind": ("20_data/packing.html#_kind", "workbench/data/packing.py"),
-            "workbench.data.packing._lay": ("20_data/packing.html#_lay", "workbench/data/packing.py"),
             "workbench.data.packing._values": ("20_data/packing.html#_values", "workbench/data/packing.py"),
+            "workbench.data.packing.lay": ("20_data/packing.html#lay", "workbench/data/packing.py"),
             "workbench.data.packing.pack": ("20_data/packing.html#pack", "workbench/data/packing.py"),
             "workbench.data.packing.read_piece": (
                 "20_data/packing.html#read_piece",
@@ -2670,6 +2769,10 @@ d = {
             ),
             "workbench.data.packing.row_bytes": (
                 "20_data/packing.html#row_bytes",
+                "workbench/data/packing.py",
+            ),
+            "workbench.data.packing.tile_rows": (
+                "20_data/packing.html#tile_rows",
                 "workbench/data/packing.py",
             ),
             "workbench.data.packing.units": ("20_data/packing.html#units", "workbench/data/packing.py"),
@@ -2681,6 +2784,10 @@ d = {
             ),
             "workbench.data.parquet.ParquetSource._open": (
                 "20_data/parquet.html#parquetsource._open",
+                "workbench/data/parquet.py",
+            ),
+            "workbench.data.parquet.ParquetSource._read": (
+                "20_data/parquet.html#parquetsource._read",
                 "workbench/data/parquet.py",
             ),
             "workbench.data.parquet.ParquetSource._unfold": (
@@ -2707,6 +2814,10 @@ d = {
                 "20_data/parquet.html#parquetsource.read",
                 "workbench/data/parquet.py",
             ),
+            "workbench.data.parquet.ParquetSource.reader": (
+                "20_data/parquet.html#parquetsource.reader",
+                "workbench/data/parquet.py",
+            ),
             "workbench.data.parquet.ParquetSource.rows": (
                 "20_data/parquet.html#parquetsource.rows",
                 "workbench/data/parquet.py",
@@ -2726,8 +2837,10 @@ d = {
             "workbench.data.parquet._decoded": ("20_data/parquet.html#_decoded", "workbench/data/parquet.py"),
             "workbench.data.parquet._empties": ("20_data/parquet.html#_empties", "workbench/data/parquet.py"),
             "workbench.data.parquet._errors": ("20_data/parquet.html#_errors", "workbench/data/parquet.py"),
+            "workbench.data.parquet._file": ("20_data/parquet.html#_file", "workbench/data/parquet.py"),
             "workbench.data.parquet._footer": ("20_data/parquet.html#_footer", "workbench/data/parquet.py"),
             "workbench.data.parquet._handle": ("20_data/parquet.html#_handle", "workbench/data/parquet.py"),
+            "workbench.data.parquet._kept": ("20_data/parquet.html#_kept", "workbench/data/parquet.py"),
             "workbench.data.parquet._stored": ("20_data/parquet.html#_stored", "workbench/data/parquet.py"),
             "workbench.data.parquet.write_parquet": (
                 "20_data/parquet.html#write_parquet",
@@ -2759,6 +2872,10 @@ d = {
             "workbench.data.part.Source.name": ("20_data/part.html#source.name", "workbench/data/part.py"),
             "workbench.data.part.Source.parts": ("20_data/part.html#source.parts", "workbench/data/part.py"),
             "workbench.data.part.Source.read": ("20_data/part.html#source.read", "workbench/data/part.py"),
+            "workbench.data.part.Source.reader": (
+                "20_data/part.html#source.reader",
+                "workbench/data/part.py",
+            ),
             "workbench.data.part.Source.rows": ("20_data/part.html#source.rows", "workbench/data/part.py"),
             "workbench.data.part.Source.schema": (
                 "20_data/part.html#source.schema",
@@ -2774,6 +2891,76 @@ d = {
             "workbench.data.part.fits": ("20_data/part.html#fits", "workbench/data/part.py"),
             "workbench.data.part.once": ("20_data/part.html#once", "workbench/data/part.py"),
             "workbench.data.part.reason": ("20_data/part.html#reason", "workbench/data/part.py"),
+        },
+        "workbench.data.quarantine": {
+            "workbench.data.quarantine.Refused": (
+                "20_data/quarantine.html#refused",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.Refused.__str__": (
+                "20_data/quarantine.html#refused.__str__",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.Refused._repr_html_": (
+                "20_data/quarantine.html#refused._repr_html_",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.Replay": (
+                "20_data/quarantine.html#replay",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.Replay.__str__": (
+                "20_data/quarantine.html#replay.__str__",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.Replay._repr_html_": (
+                "20_data/quarantine.html#replay._repr_html_",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._keep": (
+                "20_data/quarantine.html#_keep",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._once": (
+                "20_data/quarantine.html#_once",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._passing": (
+                "20_data/quarantine.html#_passing",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._path": (
+                "20_data/quarantine.html#_path",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._refused": (
+                "20_data/quarantine.html#_refused",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._replayed": (
+                "20_data/quarantine.html#_replayed",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._target": (
+                "20_data/quarantine.html#_target",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine._written": (
+                "20_data/quarantine.html#_written",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.listed": (
+                "20_data/quarantine.html#listed",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.replay": (
+                "20_data/quarantine.html#replay",
+                "workbench/data/quarantine.py",
+            ),
+            "workbench.data.quarantine.show": (
+                "20_data/quarantine.html#show",
+                "workbench/data/quarantine.py",
+            ),
         },
         "workbench.data.raydata": {
             "workbench.data.raydata.RaySource": (
@@ -3021,8 +3208,24 @@ d = {
                 "20_data/shuffle.html#order._mixed",
                 "workbench/data/shuffle.py",
             ),
+            "workbench.data.shuffle.Order.most": (
+                "20_data/shuffle.html#order.most",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.permutation": (
+                "20_data/shuffle.html#order.permutation",
+                "workbench/data/shuffle.py",
+            ),
             "workbench.data.shuffle.Order.plan": (
                 "20_data/shuffle.html#order.plan",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.tiles": (
+                "20_data/shuffle.html#order.tiles",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.tiles_of": (
+                "20_data/shuffle.html#order.tiles_of",
                 "workbench/data/shuffle.py",
             ),
             "workbench.data.shuffle.Order.unit_order": (
@@ -3046,6 +3249,12 @@ d = {
                 "20_data/shuffle.html#plan.windows",
                 "workbench/data/shuffle.py",
             ),
+            "workbench.data.shuffle.Tile": ("20_data/shuffle.html#tile", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Tile.of": ("20_data/shuffle.html#tile.of", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.Tile.rows": (
+                "20_data/shuffle.html#tile.rows",
+                "workbench/data/shuffle.py",
+            ),
             "workbench.data.shuffle._lanes": ("20_data/shuffle.html#_lanes", "workbench/data/shuffle.py"),
             "workbench.data.shuffle._pair": ("20_data/shuffle.html#_pair", "workbench/data/shuffle.py"),
             "workbench.data.shuffle._taken": ("20_data/shuffle.html#_taken", "workbench/data/shuffle.py"),
@@ -3054,13 +3263,14 @@ d = {
             "workbench.data.shuffle.dealt": ("20_data/shuffle.html#dealt", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.drawn": ("20_data/shuffle.html#drawn", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.left": ("20_data/shuffle.html#left", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.permutation": (
+                "20_data/shuffle.html#permutation",
+                "workbench/data/shuffle.py",
+            ),
             "workbench.data.shuffle.quality": ("20_data/shuffle.html#quality", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.share": ("20_data/shuffle.html#share", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.shuffled": ("20_data/shuffle.html#shuffled", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.unit_order": (
-                "20_data/shuffle.html#unit_order",
-                "workbench/data/shuffle.py",
-            ),
+            "workbench.data.shuffle.tiles": ("20_data/shuffle.html#tiles", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.whole": ("20_data/shuffle.html#whole", "workbench/data/shuffle.py"),
         },
         "workbench.data.sketch": {
@@ -3933,6 +4143,10 @@ d = {
             "workbench.jobs.control._iso": ("80_jobs/control.html#_iso", "workbench/jobs/control.py"),
             "workbench.jobs.control._moment": ("80_jobs/control.html#_moment", "workbench/jobs/control.py"),
             "workbench.jobs.control._named": ("80_jobs/control.html#_named", "workbench/jobs/control.py"),
+            "workbench.jobs.control._remembered": (
+                "80_jobs/control.html#_remembered",
+                "workbench/jobs/control.py",
+            ),
             "workbench.jobs.control._reopen": ("80_jobs/control.html#_reopen", "workbench/jobs/control.py"),
             "workbench.jobs.control._turn": ("80_jobs/control.html#_turn", "workbench/jobs/control.py"),
             "workbench.jobs.control.backfill": ("80_jobs/control.html#backfill", "workbench/jobs/control.py"),
@@ -4005,6 +4219,10 @@ d = {
             "workbench.jobs.dues.claim": ("80_jobs/dues.html#claim", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.dues": ("80_jobs/dues.html#dues", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.finish": ("80_jobs/dues.html#finish", "workbench/jobs/dues.py"),
+            "workbench.jobs.dues.forgotten_until": (
+                "80_jobs/dues.html#forgotten_until",
+                "workbench/jobs/dues.py",
+            ),
             "workbench.jobs.dues.is_alive": ("80_jobs/dues.html#is_alive", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.launching": ("80_jobs/dues.html#launching", "workbench/jobs/dues.py"),
             "workbench.jobs.dues.prepare": ("80_jobs/dues.html#prepare", "workbench/jobs/dues.py"),
@@ -4955,6 +5173,14 @@ d = {
                 "80_jobs/planning.html#plan.__str__",
                 "workbench/jobs/planning.py",
             ),
+            "workbench.jobs.planning.Plan._said": (
+                "80_jobs/planning.html#plan._said",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning.Plan.lines": (
+                "80_jobs/planning.html#plan.lines",
+                "workbench/jobs/planning.py",
+            ),
             "workbench.jobs.planning.Plan.pieces": (
                 "80_jobs/planning.html#plan.pieces",
                 "workbench/jobs/planning.py",
@@ -5327,6 +5553,18 @@ d = {
             "workbench.jobs.resume._log": ("80_jobs/resume.html#_log", "workbench/jobs/resume.py"),
             "workbench.jobs.resume._planned": ("80_jobs/resume.html#_planned", "workbench/jobs/resume.py"),
             "workbench.jobs.resume.resume": ("80_jobs/resume.html#resume", "workbench/jobs/resume.py"),
+            "workbench.jobs.resume.run_or_resume": (
+                "80_jobs/resume.html#run_or_resume",
+                "workbench/jobs/resume.py",
+            ),
+        },
+        "workbench.jobs.retention": {
+            "workbench.jobs.retention._old": ("80_jobs/retention.html#_old", "workbench/jobs/retention.py"),
+            "workbench.jobs.retention.log_path": (
+                "80_jobs/retention.html#log_path",
+                "workbench/jobs/retention.py",
+            ),
+            "workbench.jobs.retention.prune": ("80_jobs/retention.html#prune", "workbench/jobs/retention.py"),
         },
         "workbench.jobs.runner": {
             "workbench.jobs.runner._Limits": ("80_jobs/runner.html#_limits", "workbench/jobs/runner.py"),
@@ -5449,6 +5687,10 @@ d = {
             ),
             "workbench.jobs.scheduler.Scheduler._lost": (
                 "80_jobs/scheduler.html#scheduler._lost",
+                "workbench/jobs/scheduler.py",
+            ),
+            "workbench.jobs.scheduler.Scheduler._prune": (
+                "80_jobs/scheduler.html#scheduler._prune",
                 "workbench/jobs/scheduler.py",
             ),
             "workbench.jobs.scheduler.Scheduler._reload": (
@@ -5791,6 +6033,40 @@ d = {
             "workbench.lab.launch.command": ("90_lab/launch.html#command", "workbench/lab/launch.py"),
             "workbench.lab.launch.scheduling": ("90_lab/launch.html#scheduling", "workbench/lab/launch.py"),
         },
+        "workbench.lab.magics": {
+            "workbench.lab.magics.Background": ("90_lab/magics.html#background", "workbench/lab/magics.py"),
+            "workbench.lab.magics.Background.__str__": (
+                "90_lab/magics.html#background.__str__",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.Background._repr_html_": (
+                "90_lab/magics.html#background._repr_html_",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.Background.result": (
+                "90_lab/magics.html#background.result",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.RemoteMagics": (
+                "90_lab/magics.html#remotemagics",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.RemoteMagics.remote": (
+                "90_lab/magics.html#remotemagics.remote",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.Watch": ("90_lab/magics.html#watch", "workbench/lab/magics.py"),
+            "workbench.lab.magics.Watch.__init__": (
+                "90_lab/magics.html#watch.__init__",
+                "workbench/lab/magics.py",
+            ),
+            "workbench.lab.magics.Watch.begin": ("90_lab/magics.html#watch.begin", "workbench/lab/magics.py"),
+            "workbench.lab.magics.Watch.end": ("90_lab/magics.html#watch.end", "workbench/lab/magics.py"),
+            "workbench.lab.magics.load_ipython_extension": (
+                "90_lab/magics.html#load_ipython_extension",
+                "workbench/lab/magics.py",
+            ),
+        },
         "workbench.lab.panels": {
             "workbench.lab.panels.DirectComm": ("90_lab/panels.html#directcomm", "workbench/lab/panels.py"),
             "workbench.lab.panels.DirectComm.publish_msg": (
@@ -6058,6 +6334,10 @@ d = {
             ),
             "workbench.lab.scheduler.Says.log": (
                 "90_lab/scheduler.html#says.log",
+                "workbench/lab/scheduler.py",
+            ),
+            "workbench.lab.scheduler.Says.prepare": (
+                "90_lab/scheduler.html#says.prepare",
                 "workbench/lab/scheduler.py",
             ),
             "workbench.lab.scheduler.Says.write_error": (
@@ -7624,6 +7904,44 @@ d = {
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
             "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
         },
+        "workbench.train.group": {
+            "workbench.train.group.Ending": ("40_train/group.html#ending", "workbench/train/group.py"),
+            "workbench.train.group.Tail": ("40_train/group.html#tail", "workbench/train/group.py"),
+            "workbench.train.group.Tail.__init__": (
+                "40_train/group.html#tail.__init__",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Tail.lines": (
+                "40_train/group.html#tail.lines",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Watch": ("40_train/group.html#watch", "workbench/train/group.py"),
+            "workbench.train.group.Watch.__post_init__": (
+                "40_train/group.html#watch.__post_init__",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Watch._stragglers": (
+                "40_train/group.html#watch._stragglers",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Watch.look": (
+                "40_train/group.html#watch.look",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Watch.signs": (
+                "40_train/group.html#watch.signs",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group.Watch.silent": (
+                "40_train/group.html#watch.silent",
+                "workbench/train/group.py",
+            ),
+            "workbench.train.group._collect": ("40_train/group.html#_collect", "workbench/train/group.py"),
+            "workbench.train.group._ending": ("40_train/group.html#_ending", "workbench/train/group.py"),
+            "workbench.train.group._known": ("40_train/group.html#_known", "workbench/train/group.py"),
+            "workbench.train.group.attend": ("40_train/group.html#attend", "workbench/train/group.py"),
+            "workbench.train.group.launch": ("40_train/group.html#launch", "workbench/train/group.py"),
+        },
         "workbench.train.guard": {
             "workbench.train.guard.Diverged": ("40_train/guard.html#diverged", "workbench/train/guard.py"),
             "workbench.train.guard.Guard": ("40_train/guard.html#guard", "workbench/train/guard.py"),
@@ -7784,6 +8102,82 @@ d = {
                 "workbench/train/scale.py",
             ),
             "workbench.train.scale.session": ("40_train/scale.html#session", "workbench/train/scale.py"),
+        },
+        "workbench.train.scaling": {
+            "workbench.train.scaling.Plan": ("40_train/scaling.html#plan", "workbench/train/scaling.py"),
+            "workbench.train.scaling.Plan.usd_per_worker_s": (
+                "40_train/scaling.html#plan.usd_per_worker_s",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Scaled": ("40_train/scaling.html#scaled", "workbench/train/scaling.py"),
+            "workbench.train.scaling.Scaled.__str__": (
+                "40_train/scaling.html#scaled.__str__",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Scaled._repr_html_": (
+                "40_train/scaling.html#scaled._repr_html_",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Scaled.weights": (
+                "40_train/scaling.html#scaled.weights",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story": ("40_train/scaling.html#story", "workbench/train/scaling.py"),
+            "workbench.train.scaling.Story.__init__": (
+                "40_train/scaling.html#story.__init__",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.count": (
+                "40_train/scaling.html#story.count",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.end": (
+                "40_train/scaling.html#story.end",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.incident": (
+                "40_train/scaling.html#story.incident",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.is_over": (
+                "40_train/scaling.html#story.is_over",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.rows": (
+                "40_train/scaling.html#story.rows",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.Story.usd": (
+                "40_train/scaling.html#story.usd",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling._asked": ("40_train/scaling.html#_asked", "workbench/train/scaling.py"),
+            "workbench.train.scaling._attempt": (
+                "40_train/scaling.html#_attempt",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling._earlier": (
+                "40_train/scaling.html#_earlier",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling._here": ("40_train/scaling.html#_here", "workbench/train/scaling.py"),
+            "workbench.train.scaling._left": ("40_train/scaling.html#_left", "workbench/train/scaling.py"),
+            "workbench.train.scaling._pass_on": (
+                "40_train/scaling.html#_pass_on",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling._plain": ("40_train/scaling.html#_plain", "workbench/train/scaling.py"),
+            "workbench.train.scaling._room": ("40_train/scaling.html#_room", "workbench/train/scaling.py"),
+            "workbench.train.scaling._run": ("40_train/scaling.html#_run", "workbench/train/scaling.py"),
+            "workbench.train.scaling._shown": ("40_train/scaling.html#_shown", "workbench/train/scaling.py"),
+            "workbench.train.scaling._site": ("40_train/scaling.html#_site", "workbench/train/scaling.py"),
+            "workbench.train.scaling._size": ("40_train/scaling.html#_size", "workbench/train/scaling.py"),
+            "workbench.train.scaling._there": ("40_train/scaling.html#_there", "workbench/train/scaling.py"),
+            "workbench.train.scaling._workers": (
+                "40_train/scaling.html#_workers",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling.scale": ("40_train/scaling.html#scale", "workbench/train/scaling.py"),
         },
         "workbench.train.shard": {
             "workbench.train.shard._check": ("40_train/shard.html#_check", "workbench/train/shard.py"),

@@ -604,7 +604,7 @@ def test_an_asof_join_takes_the_newest_that_is_not_later(project: Path, ledger: 
 def test_accepted_rows_are_a_lazy_plan(
     project: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workbench.data import report
+    from workbench.data import tally
 
     write_parquet(
         project / "rows.parquet", FRAME.with_columns(n=pl.when(pl.col("n") != 5).then("n").otherwise(-1))
@@ -615,7 +615,7 @@ def test_accepted_rows_are_a_lazy_plan(
     assert (
         plan.collect()["n"].to_list() == [0, 1, 2, 3, 4, 6, 7] and feed.lazy().head(2).collect().height == 2
     )
-    monkeypatch.setattr(report, "KEEP_BYTES", 100)  # too many rows to keep: they are read again
+    monkeypatch.setattr(tally, "KEEP_BYTES", 100)  # too many rows to keep: they are read again
     large = Feed("rows.parquet", CONTRACT)
     assert large.check(ledger).accepted == 499 and large._accepted is None
     assert large.rows().equals(feed.rows()) and large.lazy().collect().equals(feed.rows())

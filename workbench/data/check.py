@@ -176,16 +176,17 @@ def _chosen(batch: Batch, contract: Contract, condition: str) -> "polars.Series"
 
 # %% ../../notebooks/20_data/19_check.ipynb #inspect
 def beforehand(contract: Contract) -> Contract:
-    "The contract without outcome columns and the rules that read them."
+    "The contract without outcome columns, the rules that read them, and what is asked of a training feed only."
     unknown = set(contract.of("outcome"))
     columns = {name: column for name, column in contract.columns.items() if name not in unknown}
     rules = tuple(rule for rule in contract.rules if not unknown & set(roots(rule.sql)))
-    return replace(contract, columns=columns, rules=rules)
+    whole = tuple(rule for rule in contract.whole if rule.scored and not unknown & set(rule.names))
+    return replace(contract, columns=columns, rules=rules, whole=whole)
 
 
 def _needed(contract: Contract, where: str) -> list[str]:
     "Columns that the contract, its rules and the filter read."
-    conditions = [rule.sql for rule in contract.rules] + ([where] if where else [])
+    conditions = [rule.sql for rule in (*contract.rules, *contract.whole) if rule.sql] + [where] * bool(where)
     return list(dict.fromkeys([*contract.columns, *(name for sql in conditions for name in roots(sql))]))
 
 
@@ -209,16 +210,15 @@ def _inspect(source: Source, contract: Contract, needed: list[str]) -> "polars.D
 
 def inspect(found: Sequence[Source], contract: Contract, where: str) -> list[str]:
     "Open every source; returns the columns to read."
-    for rule in contract.rules:
-        expression(f"rule '{rule.name}'", rule.sql)
-    if where:
-        expression("where", where)
+    asked = {f"rule '{rule.name}'": rule.sql for rule in contract.rules}
+    asked |= {str(rule): rule.sql for rule in contract.whole if rule.sql}
+    asked |= {"where": where} if where else {}
+    for what, sql in asked.items():
+        expression(what, sql)
     needed = _needed(contract, where)
     first = _inspect(found[0], contract, needed)
-    for rule in contract.rules:
-        is_condition(f"rule '{rule.name}'", rule.sql, first)
-    if where:
-        is_condition("where", where, first)
+    for what, sql in asked.items():
+        is_condition(what, sql, first)
     for source in found[1:]:
         other = _inspect(source, contract, needed)
         for name in needed:

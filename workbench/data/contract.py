@@ -38,6 +38,7 @@ from workbench.data.column import (
     series_array,
 )
 from .rule import Rule, first_broken, first_good, polars_type
+from .whole import Whole, whole_of
 
 if TYPE_CHECKING:
     import pandera.polars
@@ -53,6 +54,7 @@ class Contract:
     columns: dict[str, Column]
     rules: tuple[Rule, ...] = ()
     error_budget: float = 0.01  # share of rows that may be refused
+    whole: tuple[Whole, ...] = ()  # what must be true of a feed as a whole: Volume, Fresh, Complete, ...
 
     def __post_init__(self) -> None:
         expected("a contract's name", self.name or None, str, "give a short text")
@@ -77,6 +79,7 @@ class Contract:
             raise BadInput(f"two rules of '{self.name}' share a name", "name each rule once")
         object.__setattr__(self, "columns", dict(self.columns))
         object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "whole", _whole(self))
 
     def of(self, role: Role) -> list[str]:
         "Names of the columns with this role."
@@ -91,7 +94,8 @@ class Contract:
         "Plain data that `from_json` reads back."
         columns = {name: _changed(column) for name, column in self.columns.items()}
         rules = [asdict(rule) for rule in self.rules]
-        return {"name": self.name, "columns": columns, "rules": rules, "error_budget": self.error_budget}
+        found = {"name": self.name, "columns": columns, "rules": rules, "error_budget": self.error_budget}
+        return found | ({"whole": [rule.to_json() for rule in self.whole]} if self.whole else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Contract":
@@ -99,9 +103,22 @@ class Contract:
         try:
             columns = {name: _column(values) for name, values in data["columns"].items()}
             rules = tuple(Rule(**rule) for rule in data["rules"])
-            return cls(data["name"], columns, rules, data["error_budget"])
+            whole = tuple(whole_of(rule) for rule in data.get("whole", ()))
+            return cls(data["name"], columns, rules, data["error_budget"], whole)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"this is no contract: {error!r}", "give what Contract.to_json() wrote") from None
+
+    @classmethod
+    def infer(
+        cls,
+        feed: Any,  # what a feed is given (a path, a glob, Sql(...)), or a feed
+        *,
+        margin: float = 0.1,  # of the span that was seen, on both sides
+        name: str = "",
+    ) -> Any:
+        "Draft a contract from rows: `.contract`, and `.code` to paste into a notebook."
+        rooms = need("workbench.data.infer", extra="data")  # stands on the feed's rooms, as a driver does
+        return rooms.infer(feed, name=name, margin=margin)
 
     def schema(self) -> "pandera.polars.DataFrameSchema":
         "The same contract as a pandera schema, the engine that checks a feed."
@@ -119,6 +136,14 @@ class Contract:
         "Request rows as arrays; raises `BadRow` with the field and the row's position."
         return _parse_rows(self, rows)
 
+    def obey(
+        self,
+        values: Mapping[str, Sequence[Any]],  # of each input, as `Column.read` gives them; None = missing
+    ) -> None:
+        "Raise `BadRow` for the first row that breaks a rule about inputs."
+        if self.rules:
+            _obey(self, values)
+
     def parse_frame(self, frame: "polars.DataFrame") -> Columns:
         "A checked frame as the same arrays, keys and outcomes included."
         names = [name for name in self.columns if name in frame.columns]
@@ -126,20 +151,35 @@ class Contract:
         return Columns(arrays, [name for name in self.inputs if name in arrays])
 
     def __str__(self) -> str:
-        return f"Contract {self.name}: {len(self.columns)} columns, {len(self.rules)} rules, error budget {self.error_budget:.1%}"
+        rules = len(self.rules) + len(self.whole)
+        return f"Contract {self.name}: {len(self.columns)} columns, {rules} rules, error budget {self.error_budget:.1%}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = [{"column": name} | _shown(column) for name, column in self.columns.items()]
         rules = [asdict(rule) for rule in self.rules]
+        whole = "".join(f"<div>{html.show(str(rule))}</div>" for rule in self.whole)
         facts = {"columns": len(rows), "inputs": len(self.inputs), "error budget": f"{self.error_budget:.1%}"}
         return html.card(
-            f"Contract {self.name}", html.table(rows), html.table(rules) if rules else "", facts=facts
+            f"Contract {self.name}", html.table(rows), html.table(rules) if rules else "", whole, facts=facts
         )
 
 
 # %% ../../notebooks/20_data/10_contract.ipynb #contract-json
+def _whole(contract: Contract) -> tuple[Whole, ...]:
+    "The rules about the feed, each about columns that there are."
+    expected("whole", contract.whole, (list, tuple), 'give a list: [Unique("id"), Fresh("26h")]')
+    for rule in contract.whole:
+        expected(
+            "a rule about the feed", rule, Whole, "give Volume, Fresh, Complete, Unique, Drift or Balance"
+        )
+        for name in rule.names:
+            if name not in contract.columns:
+                raise BadInput(f"{rule}: '{name}' is not a column", near(name, list(contract.columns)))
+    return tuple(contract.whole)
+
+
 def _changed(column: Column) -> dict[str, Any]:
     "A column's fields that are not the default."
     found = {f.name: getattr(column, f.name) for f in fields(column)}
@@ -173,8 +213,7 @@ def _parse_rows(contract: Contract, rows: Sequence[Mapping[str, Any]]) -> Column
         column = contract.columns[name]
         values[name] = [_value(name, column, row, i) for i, row in enumerate(rows)]
         arrays[name] = array(column, values[name])
-    if contract.rules:
-        _obey(contract, values)
+    contract.obey(values)
     return Columns(arrays, contract.inputs)
 
 
