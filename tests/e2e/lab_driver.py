@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from workbench.lab.launch import scheduling
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {  # no question and no news over the notebook
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -84,7 +86,7 @@ def start_lab(folder: Path, own: Path, settings: dict[str, dict[str, Any]] | Non
     _write_settings(Path(env["JUPYTERLAB_SETTINGS_DIR"]), SETTINGS | (settings or {}))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root"]
     command += ["--port=0", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly"]
-    command += ["--LabApp.expose_app_in_browser=True"]
+    command += ["--LabApp.expose_app_in_browser=True", *scheduling()]
     env["JUPYTER_TOKEN"] = token  # in the environment: an argument is readable by everybody on the machine
     with (own / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log)

@@ -45,7 +45,8 @@ from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
-from . import approvals, debug, kernels, labels, reproduce, schedule
+from . import approvals, debug, kernels, labels, reproduce, resume, schedule
+from .given import given
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
 from ..jobs.kept import seconds
 from ..jobs.pipeline import run_pipeline
@@ -58,6 +59,7 @@ kernels.register(app)
 debug.register(app)
 labels.register(app)
 reproduce.register(app)
+resume.register(app)
 schedule.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
@@ -113,22 +115,6 @@ def options(
         load_settings()  # a bad profile or key is said before anything starts
 
 
-# %% ../../notebooks/95_cli/30_cli.ipynb #given
-def _given(pairs: list[str]) -> dict[str, str]:
-    "`name=value` pairs as typed; the notebook's own types decide what a value means."
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise BadParameter(f"-p {pair!r} has no '='", "write -p name=value")
-        if name in found:
-            raise BadParameter(
-                f"parameter '{name}' is given twice: {found[name]!r} and {value!r}", "give it once"
-            )
-        found[name] = value
-    return found
-
-
 # %% ../../notebooks/95_cli/30_cli.ipynb #run-verbs
 @app.command()
 def run(
@@ -162,7 +148,7 @@ def run(
         return
     keep_s = seconds(keep) if keep else None
     limits = {"timeout_s": timeout, "cell_timeout_s": cell_timeout, "keep_s": keep_s}
-    _emit(onray.run(_from_here(notebook), _given(p), on=on, **limits), as_json)
+    _emit(onray.run(_from_here(notebook), given(p), on=on, **limits), as_json)
 
 
 @app.command()
