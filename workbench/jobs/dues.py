@@ -17,6 +17,7 @@ __all__ = [
     "Due",
     "prepare",
     "dues",
+    "forgotten_until",
     "claim",
     "alert",
     "boot_id",
@@ -65,6 +66,7 @@ create table if not exists due_jobs (
 create table if not exists due_alerts (
   id integer primary key, job text not null, key text not null, kind text not null, what text not null, urls text not null,
   made_at real not null, next_at real not null, sent_at real, tries integer not null default 0, error text not null default '');
+create table if not exists due_pruned (job text primary key, until_at real not null);
 """
 
 
@@ -125,7 +127,7 @@ class Due:
 
 def prepare(ledger: Ledger) -> Ledger:
     "The same ledger, with the tables of this room."
-    if not ledger.query("select 1 from sqlite_master where name='due_alerts'"):
+    if not ledger.query("select 1 from sqlite_master where name='due_pruned'"):
         ledger.create(_SCHEMA)
     return ledger
 
@@ -137,8 +139,16 @@ def dues(ledger: Ledger, where: str = "1", *args: Any, limit: int = 1000) -> lis
 
 
 # %% ../../notebooks/80_jobs/52_dues.ipynb #claim
+def forgotten_until(db: sqlite3.Connection, job: str) -> float | None:
+    "The newest due time of a job that was pruned; what is not newer is not claimed again."
+    found = db.execute("select until_at from due_pruned where job=?", (job,)).fetchone()
+    return found["until_at"] if found else None
+
+
 def claim(db: sqlite3.Connection, job: Job, decision: Decision, kind: str, now: float) -> str:
-    "Write what was decided of one due time; its key, or nothing when it was claimed before."
+    "Write what was decided of one due time; its key, or nothing when it was claimed before, though that be forgotten."
+    if kind != "data" and decision.due_at <= (forgotten_until(db, job.name) or float("-inf")):
+        return ""
     status, key = ("queued" if decision.action == "run" else "skipped"), run_key(job.name, decision.due_at)
     row = {
         "key": key, "job": job.name, "due_at": decision.due_at, "kind": kind, "status": status,
