@@ -32,6 +32,7 @@ Modules:
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
 - `workbench.cli.labels`: `workbench labels audit FEED`: which labels are probably wrong, and a gate that stops a pipeline.
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
+- `workbench.cli.quarantine`: `workbench quarantine list|show|replay`: what was refused, why, and back in when it passes.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
 - `workbench.cli.resume`: `workbench resume RUN`: a job that ended badly goes on at the cell that failed.
@@ -79,6 +80,7 @@ Modules:
 - `workbench.data.quarantine`: What was refused, and why; and the way back for rows that the present contract accepts.
 - `workbench.data.raydata`: A Ray Dataset as a source: its blocks are the parts, wherever in the cluster they lie.
 - `workbench.data.recipe`: How a row becomes numbers: fitted once, shipped with the model, the same bits everywhere.
+- `workbench.data.reference`: What rows looked like when all was well: a file of some kilobytes that later rows are held against.
 - `workbench.data.replays`: Rows that came back from the quarantine stand for the rows they were: a feed that reads both reads each once.
 - `workbench.data.report`: What a check found, to look at and to keep.
 - `workbench.data.rowset`: Which rows of a file count, in a bit a row at most, and in nothing where all of them do.
@@ -166,11 +168,15 @@ Modules:
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
 - `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
 - `workbench.serve.checker`: The contract, compiled for one row: what is plainly right is read in a microsecond a column, anything else goes to the contract.
+- `workbench.serve.clients`: Who asks, what they may do, and how often.
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
+- `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
+- `workbench.serve.meters`: What a service counted, as Prometheus reads it and as a run keeps it.
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
+- `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
@@ -218,6 +224,7 @@ if TYPE_CHECKING:
     from workbench.data.whole import Balance, Complete, Drift, Fresh, Unique, Volume
     from workbench.jobs.outcome import result
     from workbench.jobs.onray import run
+    from workbench.jobs.resume import resume
     from workbench.jobs.secret import Secret
     from workbench.lab import labels
     from workbench.models.bundle import Bundle
@@ -273,6 +280,7 @@ _HOME = {
     "quarantine": "data.quarantine",
     "remote": "compute.remote",
     "result": "jobs.outcome",
+    "resume": "jobs.resume",
     "right_size": "release.gates",
     "rollback": "release.registry",
     "run": "jobs.onray",

@@ -637,6 +637,47 @@ d = {
             "workbench.cli.labels.register": ("95_cli/labels.html#register", "workbench/cli/labels.py"),
         },
         "workbench.cli.main": {"workbench.cli.main.main": ("95_cli/main.html#main", "workbench/cli/main.py")},
+        "workbench.cli.quarantine": {
+            "workbench.cli.quarantine.Sheet": ("95_cli/quarantine.html#sheet", "workbench/cli/quarantine.py"),
+            "workbench.cli.quarantine.Sheet.__init__": (
+                "95_cli/quarantine.html#sheet.__init__",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.Sheet.__str__": (
+                "95_cli/quarantine.html#sheet.__str__",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.Sheet.to_json": (
+                "95_cli/quarantine.html#sheet.to_json",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine._facts": (
+                "95_cli/quarantine.html#_facts",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine._table": (
+                "95_cli/quarantine.html#_table",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.checked": (
+                "95_cli/quarantine.html#checked",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.list_": ("95_cli/quarantine.html#list_", "workbench/cli/quarantine.py"),
+            "workbench.cli.quarantine.register": (
+                "95_cli/quarantine.html#register",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.replay": (
+                "95_cli/quarantine.html#replay",
+                "workbench/cli/quarantine.py",
+            ),
+            "workbench.cli.quarantine.show": ("95_cli/quarantine.html#show", "workbench/cli/quarantine.py"),
+            "workbench.cli.quarantine.the_contract": (
+                "95_cli/quarantine.html#the_contract",
+                "workbench/cli/quarantine.py",
+            ),
+        },
         "workbench.cli.report": {
             "workbench.cli.report._axes": ("95_cli/report.html#_axes", "workbench/cli/report.py"),
             "workbench.cli.report.latencies": ("95_cli/report.html#latencies", "workbench/cli/report.py"),
@@ -2008,7 +2049,6 @@ d = {
             ),
             "workbench.data.feed.Feed.__len__": ("20_data/feed.html#feed.__len__", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.__str__": ("20_data/feed.html#feed.__str__", "workbench/data/feed.py"),
-            "workbench.data.feed.Feed._again": ("20_data/feed.html#feed._again", "workbench/data/feed.py"),
             "workbench.data.feed.Feed._checked": (
                 "20_data/feed.html#feed._checked",
                 "workbench/data/feed.py",
@@ -2031,6 +2071,7 @@ d = {
                 "20_data/feed.html#feed.fingerprint",
                 "workbench/data/feed.py",
             ),
+            "workbench.data.feed.Feed.frames": ("20_data/feed.html#feed.frames", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.join": ("20_data/feed.html#feed.join", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.lazy": ("20_data/feed.html#feed.lazy", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.pieces": ("20_data/feed.html#feed.pieces", "workbench/data/feed.py"),
@@ -3111,6 +3152,12 @@ d = {
                 "20_data/recipe.html#load_object",
                 "workbench/data/recipe.py",
             ),
+        },
+        "workbench.data.reference": {
+            "workbench.data.reference.write_reference": (
+                "20_data/reference.html#write_reference",
+                "workbench/data/reference.py",
+            )
         },
         "workbench.data.replays": {
             "workbench.data.replays.note": ("20_data/replays.html#note", "workbench/data/replays.py"),
@@ -7055,41 +7102,15 @@ d = {
             ),
         },
         "workbench.serve.app": {
-            "workbench.serve.app.Meters": ("50_serve/app.html#meters", "workbench/serve/app.py"),
-            "workbench.serve.app.Meters.__init__": (
-                "50_serve/app.html#meters.__init__",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app.Meters.observe": (
-                "50_serve/app.html#meters.observe",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app.Meters.summary": (
-                "50_serve/app.html#meters.summary",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app.Meters.text": ("50_serve/app.html#meters.text", "workbench/serve/app.py"),
-            "workbench.serve.app._Desk": ("50_serve/app.html#_desk", "workbench/serve/app.py"),
-            "workbench.serve.app._Desk.__init__": (
-                "50_serve/app.html#_desk.__init__",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app._Desk.lifespan": (
-                "50_serve/app.html#_desk.lifespan",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app._Desk.pages": ("50_serve/app.html#_desk.pages", "workbench/serve/app.py"),
-            "workbench.serve.app._Desk.predict": (
-                "50_serve/app.html#_desk.predict",
-                "workbench/serve/app.py",
-            ),
-            "workbench.serve.app._check_type": ("50_serve/app.html#_check_type", "workbench/serve/app.py"),
             "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
             "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
             "workbench.serve.app._no_such_route": (
                 "50_serve/app.html#_no_such_route",
                 "workbench/serve/app.py",
             ),
+            "workbench.serve.app._pages": ("50_serve/app.html#_pages", "workbench/serve/app.py"),
+            "workbench.serve.app._routes": ("50_serve/app.html#_routes", "workbench/serve/app.py"),
+            "workbench.serve.app._running": ("50_serve/app.html#_running", "workbench/serve/app.py"),
             "workbench.serve.app._serve_until_asked": (
                 "50_serve/app.html#_serve_until_asked",
                 "workbench/serve/app.py",
@@ -7126,9 +7147,11 @@ d = {
             "workbench.serve.body._json": ("50_serve/body.html#_json", "workbench/serve/body.py"),
             "workbench.serve.body._only": ("50_serve/body.html#_only", "workbench/serve/body.py"),
             "workbench.serve.body._page": ("50_serve/body.html#_page", "workbench/serve/body.py"),
+            "workbench.serve.body._parser": ("50_serve/body.html#_parser", "workbench/serve/body.py"),
             "workbench.serve.body._predict": ("50_serve/body.html#_predict", "workbench/serve/body.py"),
             "workbench.serve.body._unique": ("50_serve/body.html#_unique", "workbench/serve/body.py"),
             "workbench.serve.body.openapi": ("50_serve/body.html#openapi", "workbench/serve/body.py"),
+            "workbench.serve.body.plain_row": ("50_serve/body.html#plain_row", "workbench/serve/body.py"),
             "workbench.serve.body.read_json": ("50_serve/body.html#read_json", "workbench/serve/body.py"),
             "workbench.serve.body.read_rows": ("50_serve/body.html#read_rows", "workbench/serve/body.py"),
             "workbench.serve.body.respond": ("50_serve/body.html#respond", "workbench/serve/body.py"),
@@ -7171,6 +7194,10 @@ d = {
                 "50_serve/checker.html#checker.obey",
                 "workbench/serve/checker.py",
             ),
+            "workbench.serve.checker.Checker.plain": (
+                "50_serve/checker.html#checker.plain",
+                "workbench/serve/checker.py",
+            ),
             "workbench.serve.checker.Checker.read": (
                 "50_serve/checker.html#checker.read",
                 "workbench/serve/checker.py",
@@ -7196,6 +7223,47 @@ d = {
                 "workbench/serve/checker.py",
             ),
             "workbench.serve.checker.reader": ("50_serve/checker.html#reader", "workbench/serve/checker.py"),
+        },
+        "workbench.serve.clients": {
+            "workbench.serve.clients.Client": ("50_serve/clients.html#client", "workbench/serve/clients.py"),
+            "workbench.serve.clients.Client.__post_init__": (
+                "50_serve/clients.html#client.__post_init__",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Client.spend": (
+                "50_serve/clients.html#client.spend",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Clients": (
+                "50_serve/clients.html#clients",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Clients.__init__": (
+                "50_serve/clients.html#clients.__init__",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Clients.admit": (
+                "50_serve/clients.html#clients.admit",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Clients.of": (
+                "50_serve/clients.html#clients.of",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients._client": (
+                "50_serve/clients.html#_client",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients._items": ("50_serve/clients.html#_items", "workbench/serve/clients.py"),
+            "workbench.serve.clients.check_strength": (
+                "50_serve/clients.html#check_strength",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.load_clients": (
+                "50_serve/clients.html#load_clients",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.needed": ("50_serve/clients.html#needed", "workbench/serve/clients.py"),
         },
         "workbench.serve.counts": {
             "workbench.serve.counts.Counts": ("50_serve/counts.html#counts", "workbench/serve/counts.py"),
@@ -7228,6 +7296,40 @@ d = {
                 "workbench/serve/counts.py",
             ),
         },
+        "workbench.serve.desk": {
+            "workbench.serve.desk.Desk": ("50_serve/desk.html#desk", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk.__init__": (
+                "50_serve/desk.html#desk.__init__",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Desk._answer": (
+                "50_serve/desk.html#desk._answer",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Desk._strictly": (
+                "50_serve/desk.html#desk._strictly",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Desk.predict": (
+                "50_serve/desk.html#desk.predict",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Desk.read": ("50_serve/desk.html#desk.read", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Hot": ("50_serve/desk.html#hot", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Hot.__call__": (
+                "50_serve/desk.html#hot.__call__",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Hot.__init__": (
+                "50_serve/desk.html#hot.__init__",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.as_refusal": ("50_serve/desk.html#as_refusal", "workbench/serve/desk.py"),
+            "workbench.serve.desk.check_type": ("50_serve/desk.html#check_type", "workbench/serve/desk.py"),
+            "workbench.serve.desk.read_body": ("50_serve/desk.html#read_body", "workbench/serve/desk.py"),
+            "workbench.serve.desk.reply": ("50_serve/desk.html#reply", "workbench/serve/desk.py"),
+            "workbench.serve.desk.timing": ("50_serve/desk.html#timing", "workbench/serve/desk.py"),
+        },
         "workbench.serve.engine": {
             "workbench.serve.engine.Answered": ("50_serve/engine.html#answered", "workbench/serve/engine.py"),
             "workbench.serve.engine.Engine": ("50_serve/engine.html#engine", "workbench/serve/engine.py"),
@@ -7247,12 +7349,12 @@ d = {
                 "50_serve/engine.html#engine.__str__",
                 "workbench/serve/engine.py",
             ),
-            "workbench.serve.engine.Engine._ask_many": (
-                "50_serve/engine.html#engine._ask_many",
+            "workbench.serve.engine.Engine._account": (
+                "50_serve/engine.html#engine._account",
                 "workbench/serve/engine.py",
             ),
-            "workbench.serve.engine.Engine._ask_one": (
-                "50_serve/engine.html#engine._ask_one",
+            "workbench.serve.engine.Engine._ask_many": (
+                "50_serve/engine.html#engine._ask_many",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine._load": (
@@ -7293,6 +7395,10 @@ d = {
             ),
             "workbench.serve.engine.Engine.ask": (
                 "50_serve/engine.html#engine.ask",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.ask_values": (
+                "50_serve/engine.html#engine.ask_values",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine.bundle": (
@@ -7385,6 +7491,10 @@ d = {
                 "50_serve/guard.html#guard.__init__",
                 "workbench/serve/guard.py",
             ),
+            "workbench.serve.guard.Guard._check_host": (
+                "50_serve/guard.html#guard._check_host",
+                "workbench/serve/guard.py",
+            ),
             "workbench.serve.guard.Guard.admit": (
                 "50_serve/guard.html#guard.admit",
                 "workbench/serve/guard.py",
@@ -7410,14 +7520,8 @@ d = {
                 "50_serve/guard.html#intake.drain",
                 "workbench/serve/guard.py",
             ),
-            "workbench.serve.guard.Limits": ("50_serve/guard.html#limits", "workbench/serve/guard.py"),
-            "workbench.serve.guard.Refusal": ("50_serve/guard.html#refusal", "workbench/serve/guard.py"),
-            "workbench.serve.guard.Refusal.__init__": (
-                "50_serve/guard.html#refusal.__init__",
-                "workbench/serve/guard.py",
-            ),
-            "workbench.serve.guard.Refusal.body": (
-                "50_serve/guard.html#refusal.body",
+            "workbench.serve.guard.Intake.whole": (
+                "50_serve/guard.html#intake.whole",
                 "workbench/serve/guard.py",
             ),
             "workbench.serve.guard._Exchange": ("50_serve/guard.html#_exchange", "workbench/serve/guard.py"),
@@ -7444,10 +7548,6 @@ d = {
             ),
             "workbench.serve.guard.check_origin": (
                 "50_serve/guard.html#check_origin",
-                "workbench/serve/guard.py",
-            ),
-            "workbench.serve.guard.check_token": (
-                "50_serve/guard.html#check_token",
                 "workbench/serve/guard.py",
             ),
         },
@@ -7495,6 +7595,42 @@ d = {
             ),
             "workbench.serve.lane._attempt": ("50_serve/lane.html#_attempt", "workbench/serve/lane.py"),
         },
+        "workbench.serve.meters": {
+            "workbench.serve.meters.Meters": ("50_serve/meters.html#meters", "workbench/serve/meters.py"),
+            "workbench.serve.meters.Meters.__init__": (
+                "50_serve/meters.html#meters.__init__",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters._collect_engines": (
+                "50_serve/meters.html#meters._collect_engines",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters.collect": (
+                "50_serve/meters.html#meters.collect",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters.observe": (
+                "50_serve/meters.html#meters.observe",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters.rows": (
+                "50_serve/meters.html#meters.rows",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters.summary": (
+                "50_serve/meters.html#meters.summary",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.Meters.text": (
+                "50_serve/meters.html#meters.text",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters._histograms": (
+                "50_serve/meters.html#_histograms",
+                "workbench/serve/meters.py",
+            ),
+            "workbench.serve.meters.label": ("50_serve/meters.html#label", "workbench/serve/meters.py"),
+        },
         "workbench.serve.policy": {
             "workbench.serve.policy.Overloaded": (
                 "50_serve/policy.html#overloaded",
@@ -7535,6 +7671,25 @@ d = {
             ),
             "workbench.serve.policy.Split": ("50_serve/policy.html#split", "workbench/serve/policy.py"),
             "workbench.serve.policy.Waiting": ("50_serve/policy.html#waiting", "workbench/serve/policy.py"),
+        },
+        "workbench.serve.refusal": {
+            "workbench.serve.refusal.Limits": ("50_serve/refusal.html#limits", "workbench/serve/refusal.py"),
+            "workbench.serve.refusal.Refusal": (
+                "50_serve/refusal.html#refusal",
+                "workbench/serve/refusal.py",
+            ),
+            "workbench.serve.refusal.Refusal.__init__": (
+                "50_serve/refusal.html#refusal.__init__",
+                "workbench/serve/refusal.py",
+            ),
+            "workbench.serve.refusal.Refusal.body": (
+                "50_serve/refusal.html#refusal.body",
+                "workbench/serve/refusal.py",
+            ),
+            "workbench.serve.refusal.come_back": (
+                "50_serve/refusal.html#come_back",
+                "workbench/serve/refusal.py",
+            ),
         },
         "workbench.serve.requestlog": {
             "workbench.serve.requestlog.Entry": (

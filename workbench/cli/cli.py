@@ -45,7 +45,7 @@ from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
-from . import approvals, debug, kernels, labels, reproduce, resume, schedule
+from . import approvals, debug, kernels, labels, quarantine, reproduce, resume, schedule
 from .given import given
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
 from ..jobs.kept import seconds
@@ -58,6 +58,7 @@ approvals.register(app)
 kernels.register(app)
 debug.register(app)
 labels.register(app)
+quarantine.register(app)
 reproduce.register(app)
 resume.register(app)
 schedule.register(app)
@@ -94,7 +95,7 @@ def _emit(value: Any, as_json: bool) -> None:
 
 def _from_here(path: str) -> str:
     "A path typed in a shell starts where the user stands."
-    return str(Path.cwd() / Path(path).expanduser())
+    return path if "://" in path else str(Path.cwd() / Path(path).expanduser())
 
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #options
@@ -197,21 +198,26 @@ def _sheet(run: records.Run) -> str:
 @app.command()
 def check(
     source: str,
-    contract: Annotated[str, typer.Option(help="Import path of the contract, module:name.")],
+    contract: Annotated[str, typer.Option(help="Import path of the contract, module:name.")] = "",
     where: Annotated[str, typer.Option(help="SQL filter over the columns.")] = "",
+    infer: Annotated[
+        bool, typer.Option("--infer", help="Draft a contract as Python, from the rows.")
+    ] = False,
+    reference: Annotated[str, typer.Option(help="Write how the rows look, for Drift(FILE), there.")] = "",
+    page: Annotated[str, typer.Option("--html", help="Write the report as a page, there.")] = "",
     as_json: Json = False,
 ) -> None:
     "Check a feed against its contract; refused rows go to the quarantine."
-    from workbench.data.contract import Contract
-    from workbench.data.feed import Feed
-    from workbench.data.recipe import load_object
-
-    found = load_object(contract)
-    if not isinstance(found, Contract):
+    if infer == bool(contract) or (infer and (where or reference or page)):
         raise BadParameter(
-            f"--contract {contract} is a {type(found).__name__}", "name a Contract, module:name"
+            "give --contract module:name, or --infer alone", "--infer drafts a contract to begin with"
         )
-    _emit(Feed(_from_here(source), found, where=where).check(), as_json)
+    if infer:
+        from workbench.data.infer import infer as drafted
+
+        _emit(drafted(_from_here(source)), as_json)
+        return
+    _emit(quarantine.checked(_from_here(source), contract, where, reference, page), as_json)
 
 
 @app.command()

@@ -177,6 +177,7 @@ def _prepare(store: Path, task: dict[str, Any], shelf: bytes) -> Ledger:
     for name in [name for name in os.environ if name.startswith("WORKBENCH_")]:
         del os.environ[name]
     own = {"WORKBENCH_STORE": str(store), "WORKBENCH_TRACK": "false", "WORKBENCH_DISPLAY": "relay"}
+    own["WORKBENCH_SNAPSHOT_SHARE"] = "0"  # what is kept there could not be resumed here
     os.environ.update({**task["settings"], **own, "WORKBENCH_RAY_ADDRESS": "auto"})
     register("relay", "workbench.jobs.far:_Relay")
     ledger = Ledger(Store(store))

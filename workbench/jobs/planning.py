@@ -85,18 +85,18 @@ class Plan:
         "As plain data."
         return {"restored": self.restored, "run": {step.number: step.why for step in self.steps if step.run}}
 
+    def _said(self) -> list[str]:
+        again = {step.number: " again" if step.old is not None else "" for step in self.steps}
+        said = [f"cell {s.number} runs{again[s.number]}: {s.why}" for s in self.steps if s.run]
+        kept = f"cell{'s' * (len(self.restored) > 1)} {', '.join(map(str, self.restored))} restored"
+        return [*said, kept if self.restored else "nothing is restored"]
+
+    def lines(self) -> str:
+        "A line for each cell that runs, and why."
+        return "\n".join(self._said())
+
     def __str__(self) -> str:
-        said = [
-            f"cell {step.number} runs{' again' if step.old is not None else ''}: {step.why}"
-            for step in self.steps
-            if step.run
-        ]
-        kept = ", ".join(map(str, self.restored))
-        return "; ".join(said) + (
-            f"; cell{'s' if len(self.restored) > 1 else ''} {kept} restored"
-            if kept
-            else "; nothing is restored"
-        )
+        return "; ".join(self._said())
 
 
 # %% ../../notebooks/80_jobs/18_planning.ipynb #histories

@@ -166,11 +166,14 @@ class Recorder:
             settings.snapshot_gb * 1e9,
         )
         self.run, self.book, self.earlier, self.key = run, book, earlier, local_key(run.ledger.store)
-        self.folder = private_folder(run.folder / FOLDER)
+        self.folder = run.folder / FOLDER
         self.code = [index for index, cell in enumerate(book.cells) if cell.cell_type == "code"]
         self.began, self.spent_s, self.made_s, self.bytes = time.monotonic(), 0.0, 0.0, 0
         self.off, self.left_out = "" if self.share > 0 or earlier else "snapshot_share is 0", dict[str, int]()
         self.results, self.new_results = dict[str, Any](), dict[int, dict[str, Any]]()
+        if self.off:
+            return
+        private_folder(self.folder)
         sources = [book.cells[index].source for index in self.code]
         head = {
             "notebook": str(source),
