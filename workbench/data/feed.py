@@ -167,12 +167,16 @@ class Feed:
         self._checked()
         if self._accepted is not None:
             return self._accepted
-        frame = need("polars", extra="data").concat(self._again())
+        frame = need("polars", extra="data").concat(self.frames())
         self._accepted = frame if frame.estimated_size() <= ROWS_BYTES else None
         return frame
 
-    def _again(self) -> "Iterator[polars.DataFrame]":
-        "The accepted rows, read once more: they were too many to keep."
+    def frames(self) -> "Iterator[polars.DataFrame]":
+        "The accepted rows batch by batch, read once more when they were too many to keep; checks first."
+        self._checked()
+        if self._accepted is not None:
+            yield self._accepted
+            return
         for kept, batch in self._judged(self._needed):
             yield batch.frame.filter(kept).select(list(self.contract.columns))
 
@@ -249,9 +253,7 @@ class Feed:
 
         def rows(names: Any, predicate: Any, n_rows: int | None, batch_size: int | None) -> Any:
             "What polars asks a source for."
-            self._checked()
-            found = [self._accepted] if self._accepted is not None else self._again()
-            for frame in found:
+            for frame in self.frames():
                 frame = frame.filter(predicate) if predicate is not None else frame
                 frame = frame.select(names) if names is not None else frame
                 yield frame if n_rows is None else frame.head(n_rows)

@@ -430,8 +430,8 @@ def read_reference(name: str, ledger: Ledger) -> tuple[Profile, Limits | None]:
 
 
 class _Drift(Watcher):
-    def __init__(self, rule: whole.Drift, ledger: Ledger) -> None:
-        self.rule = rule
+    def __init__(self, rule: whole.Drift, contract: Contract, ledger: Ledger) -> None:
+        self.rule, self.inputs = rule, contract.inputs
         self.reference, self.limits = read_reference(rule.reference, ledger)
         for name in rule.columns:
             if name not in self.reference.columns:
@@ -440,7 +440,8 @@ class _Drift(Watcher):
     def compare(self, profile: Profile) -> list[Finding]:
         "Each column against the reference."
         known = self.reference.columns
-        names = [name for name in self.rule.columns or known if name in profile.columns]
+        asked = self.rule.columns or [name for name in known if name in self.inputs]
+        names = [name for name in asked if name in profile.columns]
         moved, worst = [], 0.0
         for name in names:
             found = apart(name, known[name], profile.columns[name])
@@ -477,7 +478,7 @@ class Watching:
             whole.Complete: lambda rule: _Complete(rule, contract),
             whole.Unique: lambda rule: _Unique(rule, ledger.store.root),
             whole.Balance: _Balance,
-            whole.Drift: lambda rule: _Drift(rule, ledger),
+            whole.Drift: lambda rule: _Drift(rule, contract, ledger),
         }
         self.watchers = [make[type(rule)](rule) for rule in contract.whole]
 
