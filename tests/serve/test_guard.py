@@ -60,7 +60,7 @@ def reason(body: bytes) -> str:
     return found["detail"][0]["type"]
 
 
-@pytest.mark.parametrize("path", ["/predict", "/metrics", "/openapi.json", "/", "/docs", "/no/such"])
+@pytest.mark.parametrize("path", ["/predict", "/metrics", "/openapi.json", "/live.json", "/docs", "/no/such"])
 @pytest.mark.parametrize(
     "value", [None, b"", b"Bearer", b"Bearer ", b"Bearer wrong", b"Basic " + TOKEN.encode(), b"\xff"]
 )
