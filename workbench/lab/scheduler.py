@@ -481,7 +481,7 @@ def told(error: BaseException) -> tuple[int, str] | None:
         kinds = {NotFound: 404, BadInput: 400, Unavailable: 503}
         status = next((code for kind, code in kinds.items() if isinstance(error, kind)), 500)
         return status, error.what + (f" ({error.hint})" if error.hint else "")
-    return (400, str(error)) if isinstance(error, ValueError) else None
+    return None
 
 
 class Says:
@@ -503,8 +503,11 @@ class Says:
         return body
 
     async def prepare(self) -> None:
-        "Look at the state that a list is asked for."
+        "Look at what a list is asked for by."
         await super().prepare()  # type: ignore[misc]
+        for name in ("start_time", "create_time", "next_token"):
+            if not (given := self.get_query_argument(name, "0")).isdigit():  # type: ignore[attr-defined]
+                raise HTTPError(400, f"{name} = {given!r} is no number")
         status = self.get_query_argument("status", "").upper()  # type: ignore[attr-defined]
         if status and status not in Status.__members__:
             raise HTTPError(400, f"status = {status} is none; there are: {', '.join(Status.__members__)}")
@@ -512,10 +515,7 @@ class Says:
     def write_error(self, status_code: int, **given: Any) -> None:
         "Answer with what went wrong."
         error = given["exc_info"][1]
-        cause = error.__cause__ if isinstance(error, HTTPError) else error
-        if isinstance(cause, ValueError) and cause is not error and not isinstance(cause, ValidationError):
-            cause = None  # from within: no mistake of the user
-        found = told(cause) if cause else None
+        found = told(error.__cause__ or error)
         if found is None:
             super().write_error(status_code, **given)  # type: ignore[misc]
             return
