@@ -206,13 +206,22 @@ d = {
         "workbench.base.mirror": {
             "workbench.base.mirror._client": ("00_base/mirror.html#_client", "workbench/base/mirror.py"),
             "workbench.base.mirror._copy": ("00_base/mirror.html#_copy", "workbench/base/mirror.py"),
+            "workbench.base.mirror._copy_model": (
+                "00_base/mirror.html#_copy_model",
+                "workbench/base/mirror.py",
+            ),
             "workbench.base.mirror._create": ("00_base/mirror.html#_create", "workbench/base/mirror.py"),
             "workbench.base.mirror._flat": ("00_base/mirror.html#_flat", "workbench/base/mirror.py"),
             "workbench.base.mirror._owner_ended": (
                 "00_base/mirror.html#_owner_ended",
                 "workbench/base/mirror.py",
             ),
+            "workbench.base.mirror._stamp": ("00_base/mirror.html#_stamp", "workbench/base/mirror.py"),
             "workbench.base.mirror.drain": ("00_base/mirror.html#drain", "workbench/base/mirror.py"),
+            "workbench.base.mirror.drain_models": (
+                "00_base/mirror.html#drain_models",
+                "workbench/base/mirror.py",
+            ),
             "workbench.base.mirror.ensure": ("00_base/mirror.html#ensure", "workbench/base/mirror.py"),
             "workbench.base.mirror.main": ("00_base/mirror.html#main", "workbench/base/mirror.py"),
         },
@@ -1303,6 +1312,7 @@ d = {
             "workbench.compute.stop.Marks": ("10_compute/stop.html#marks", "workbench/compute/stop.py"),
             "workbench.compute.stop._actors": ("10_compute/stop.html#_actors", "workbench/compute/stop.py"),
             "workbench.compute.stop._core": ("10_compute/stop.html#_core", "workbench/compute/stop.py"),
+            "workbench.compute.stop._objects": ("10_compute/stop.html#_objects", "workbench/compute/stop.py"),
             "workbench.compute.stop._unfinished": (
                 "10_compute/stop.html#_unfinished",
                 "workbench/compute/stop.py",
@@ -2314,6 +2324,7 @@ d = {
             "workbench.data.infer._as": ("20_data/infer.html#_as", "workbench/data/infer.py"),
             "workbench.data.infer._drafted": ("20_data/infer.html#_drafted", "workbench/data/infer.py"),
             "workbench.data.infer._frames": ("20_data/infer.html#_frames", "workbench/data/infer.py"),
+            "workbench.data.infer._held": ("20_data/infer.html#_held", "workbench/data/infer.py"),
             "workbench.data.infer._kind": ("20_data/infer.html#_kind", "workbench/data/infer.py"),
             "workbench.data.infer._limits": ("20_data/infer.html#_limits", "workbench/data/infer.py"),
             "workbench.data.infer._moment": ("20_data/infer.html#_moment", "workbench/data/infer.py"),
@@ -4074,6 +4085,10 @@ d = {
                 "80_jobs/attempt.html#_run_notebook",
                 "workbench/jobs/attempt.py",
             ),
+            "workbench.jobs.attempt._still_followed": (
+                "80_jobs/attempt.html#_still_followed",
+                "workbench/jobs/attempt.py",
+            ),
             "workbench.jobs.attempt._stop": ("80_jobs/attempt.html#_stop", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.main": ("80_jobs/attempt.html#main", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt.run_of": ("80_jobs/attempt.html#run_of", "workbench/jobs/attempt.py"),
@@ -4760,6 +4775,52 @@ d = {
             "workbench.jobs.kernels.take": ("80_jobs/kernels.html#take", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.why_cold": ("80_jobs/kernels.html#why_cold", "workbench/jobs/kernels.py"),
         },
+        "workbench.jobs.kernelspec": {
+            "workbench.jobs.kernelspec.Warm": (
+                "80_jobs/kernelspec.html#warm",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm._place": (
+                "80_jobs/kernelspec.html#warm._place",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm._take": (
+                "80_jobs/kernelspec.html#warm._take",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.cleanup": (
+                "80_jobs/kernelspec.html#warm.cleanup",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.kill": (
+                "80_jobs/kernelspec.html#warm.kill",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.launch_kernel": (
+                "80_jobs/kernelspec.html#warm.launch_kernel",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.pre_launch": (
+                "80_jobs/kernelspec.html#warm.pre_launch",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.terminate": (
+                "80_jobs/kernelspec.html#warm.terminate",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.Warm.wait": (
+                "80_jobs/kernelspec.html#warm.wait",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.install": (
+                "80_jobs/kernelspec.html#install",
+                "workbench/jobs/kernelspec.py",
+            ),
+            "workbench.jobs.kernelspec.spec": (
+                "80_jobs/kernelspec.html#spec",
+                "workbench/jobs/kernelspec.py",
+            ),
+        },
         "workbench.jobs.keys": {
             "workbench.jobs.keys.Did": ("80_jobs/keys.html#did", "workbench/jobs/keys.py"),
             "workbench.jobs.keys.Walk": ("80_jobs/keys.html#walk", "workbench/jobs/keys.py"),
@@ -5063,6 +5124,24 @@ d = {
             "workbench.jobs.outputs.merged_outputs": (
                 "80_jobs/outputs.html#merged_outputs",
                 "workbench/jobs/outputs.py",
+            ),
+        },
+        "workbench.jobs.papermill": {
+            "workbench.jobs.papermill.WorkbenchEngine": (
+                "80_jobs/papermill.html#workbenchengine",
+                "workbench/jobs/papermill.py",
+            ),
+            "workbench.jobs.papermill.WorkbenchEngine.execute_managed_notebook": (
+                "80_jobs/papermill.html#workbenchengine.execute_managed_notebook",
+                "workbench/jobs/papermill.py",
+            ),
+            "workbench.jobs.papermill._execute": (
+                "80_jobs/papermill.html#_execute",
+                "workbench/jobs/papermill.py",
+            ),
+            "workbench.jobs.papermill._other_kernel": (
+                "80_jobs/papermill.html#_other_kernel",
+                "workbench/jobs/papermill.py",
             ),
         },
         "workbench.jobs.parcel": {
@@ -7594,6 +7673,56 @@ d = {
                 "workbench/serve/lane.py",
             ),
             "workbench.serve.lane._attempt": ("50_serve/lane.html#_attempt", "workbench/serve/lane.py"),
+        },
+        "workbench.serve.load": {
+            "workbench.serve.load.Fired": ("50_serve/load.html#fired", "workbench/serve/load.py"),
+            "workbench.serve.load.Load": ("50_serve/load.html#load", "workbench/serve/load.py"),
+            "workbench.serve.load.Load.__str__": (
+                "50_serve/load.html#load.__str__",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load.Load._repr_html_": (
+                "50_serve/load.html#load._repr_html_",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load.Load.plain": ("50_serve/load.html#load.plain", "workbench/serve/load.py"),
+            "workbench.serve.load.Step": ("50_serve/load.html#step", "workbench/serve/load.py"),
+            "workbench.serve.load.Step.__str__": (
+                "50_serve/load.html#step.__str__",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load.Target": ("50_serve/load.html#target", "workbench/serve/load.py"),
+            "workbench.serve.load.Target.of": ("50_serve/load.html#target.of", "workbench/serve/load.py"),
+            "workbench.serve.load.Target.request": (
+                "50_serve/load.html#target.request",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load._Gun": ("50_serve/load.html#_gun", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.__init__": (
+                "50_serve/load.html#_gun.__init__",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load._Gun.expire": ("50_serve/load.html#_gun.expire", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.finish": ("50_serve/load.html#_gun.finish", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.hear": ("50_serve/load.html#_gun.hear", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.lose": ("50_serve/load.html#_gun.lose", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.open": ("50_serve/load.html#_gun.open", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.renew": ("50_serve/load.html#_gun.renew", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.send": ("50_serve/load.html#_gun.send", "workbench/serve/load.py"),
+            "workbench.serve.load._Line": ("50_serve/load.html#_line", "workbench/serve/load.py"),
+            "workbench.serve.load._Line.__init__": (
+                "50_serve/load.html#_line.__init__",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load._Line.ask": ("50_serve/load.html#_line.ask", "workbench/serve/load.py"),
+            "workbench.serve.load._Line.take": ("50_serve/load.html#_line.take", "workbench/serve/load.py"),
+            "workbench.serve.load._is_here": ("50_serve/load.html#_is_here", "workbench/serve/load.py"),
+            "workbench.serve.load.arrivals": ("50_serve/load.html#arrivals", "workbench/serve/load.py"),
+            "workbench.serve.load.fire": ("50_serve/load.html#fire", "workbench/serve/load.py"),
+            "workbench.serve.load.knee": ("50_serve/load.html#knee", "workbench/serve/load.py"),
+            "workbench.serve.load.load": ("50_serve/load.html#load", "workbench/serve/load.py"),
+            "workbench.serve.load.replayed": ("50_serve/load.html#replayed", "workbench/serve/load.py"),
+            "workbench.serve.load.summarise": ("50_serve/load.html#summarise", "workbench/serve/load.py"),
         },
         "workbench.serve.meters": {
             "workbench.serve.meters.Meters": ("50_serve/meters.html#meters", "workbench/serve/meters.py"),
