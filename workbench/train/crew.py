@@ -62,7 +62,6 @@ class Task:
     "What every member of a group does."
 
     site: Site
-    params: dict[str, Any]
     meeting: tuple[str, int]  # host and port of rank 0's store
     threads: int
     cwd: str
@@ -90,14 +89,15 @@ class Member:
         self.store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self.store.port
 
-    def perform(self, train_fn: Callable[..., Any], task: Task) -> dict[str, Any]:
+    def perform(self, code: bytes, task: Task) -> dict[str, Any]:
         "Be one rank of a training; whatever happens comes back as plain values."
         sys.path[:0] = [entry for entry in task.path if entry not in sys.path]
         with contextlib.suppress(OSError):  # on another machine the driver's folder may not exist
             os.chdir(task.cwd)
         try:
             with _printed(task.site), _group(task, self.store):
-                return {"value": perform(train_fn, task.site, task.params)}
+                train_fn, params = need("ray.cloudpickle", extra="ray").loads(code)  # after the path is set
+                return {"value": perform(train_fn, task.site, params)}
         except Left as left:
             return {"left": left.kind, "step": left.step}
         except BaseException as error:

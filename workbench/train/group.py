@@ -149,10 +149,10 @@ def launch(
     meeting = ray.get(members[0].host.remote()) if world > 1 else ("", 0)
     path = [os.path.abspath(entry) for entry in sys.path]
     device = "cuda" if crew.gpus else "cpu"
-    code, found = ray.put(train_fn), {}
+    code, found = ray.put(need("ray.cloudpickle", extra="ray").dumps((train_fn, params))), {}
     for rank, member in enumerate(members):
         place = replace(site, rank=rank, world=world, device=device)
-        task = Task(place, params, meeting, threads, os.getcwd(), path)
+        task = Task(place, meeting, threads, os.getcwd(), path)
         found[member.perform.remote(code, task)] = rank
     return found
 
