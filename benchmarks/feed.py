@@ -9,7 +9,7 @@ Usage: python benchmarks/feed.py [--rows 33700000] [--rounds 5] [--only workbenc
 
 Knobs of ours, to try with --knobs '{"threads": 3}': threads (readers; 0: one a processor, four at most), prefetch (chunks made ahead),
 lanes (units a batch is drawn from: quality against memory and first batch), pool_mb (memory for units; large row groups get fewer lanes).
-Constants: shuffle.WINDOW (rows between two looks at the lanes), packing.TILE (rows laid out at once: second-level cache),
+Constants: shuffle.WINDOW (rows between two looks at the lanes), shuffle.TILE (rows laid out and permuted at once: second-level cache),
 packing.UNIT_ROWS, loader.CHUNK (rows gathered and handed over at once), blocks.AHEAD (units read before they are needed).
 """
 

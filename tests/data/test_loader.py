@@ -288,7 +288,7 @@ def test_damage_in_the_cache_is_read_again(
     small_units: None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     expected = drawn(loader(pieces(), cache=tmp_path))
-    files = sorted(tmp_path.glob("*.unit"))
+    files = sorted(tmp_path.glob("*.tiles"))
     assert len(files) == 30 and not list(tmp_path.glob(".*"))
     for number, file in enumerate(files[:6]):
         data = bytearray(file.read_bytes())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.base.errors import BadInput
-from workbench.data.shuffle import Cut, Leg, Order, Plan, bounds, deal, dealt, left, quality, unit_order
+from workbench.data.shuffle import Cut, Leg, Order, Plan, bounds, deal, dealt, left, quality, tiles
 
 units = st.lists(st.integers(1, 3000), min_size=1, max_size=40)
 
@@ -82,11 +82,23 @@ def test_seed_and_epoch_decide() -> None:
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(0, 9))
 @settings(max_examples=50, deadline=None)
 def test_a_unit_order_is_a_permutation(rows: int, more: int, unit: int) -> None:
-    assert sorted(unit_order(unit, rows, rows + more, 4, 2)) == list(range(rows))
+    order = Order((rows,) * 10 + (rows + more,), 4, 2, tile=96)
+    assert sorted(order.unit_order(unit)) == list(range(rows))
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+@settings(max_examples=50, deadline=None)
+def test_tiles_are_all_of_a_unit_and_spread_over_it(rows: int, tile: int) -> None:
+    found = [part.of(np.arange(rows)).ravel() for part in tiles(rows, tile)]
+    assert sorted(np.concatenate(found)) == list(range(rows))
+    assert max(map(len, found)) < 2 * tile or rows < 2 * tile
+    if rows >= 20 * tile and tile >= 64:
+        assert all(np.ptp(part) > 0.8 * rows for part in found[: rows // tile])
 
 
 def test_unit_orders_are_unlike_each_other_and_the_source() -> None:
-    orders = [unit_order(unit, 4096, 4096, 0, 0) for unit in range(20)] + [np.arange(4096)]
+    order = Order((4096,) * 20)
+    orders = [order.unit_order(unit) for unit in range(20)] + [np.arange(4096)]
     matrix = np.abs(np.corrcoef(orders)) - np.eye(21)
     assert matrix.max() < 0.08  # 5 deviations of a perfect shuffle
 

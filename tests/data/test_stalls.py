@@ -44,9 +44,9 @@ class Slow:
             decode_s,
         )
 
-    def fill(self, table: pa.Table, outs: Any) -> None:
+    def open(self, table: pa.Table) -> Any:
         time.sleep(self.decode_s)
-        self.inner.fill(table, outs)
+        return self.inner.open(table)
 
 
 def feed(monkeypatch: pytest.MonkeyPatch, units: int, read_s: float = 0.0, decode_s: float = 0.0) -> Batches:

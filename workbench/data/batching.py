@@ -63,10 +63,11 @@ def _is_direct(found: "pyarrow.DataType", column: Column) -> bool:
 
 def _reader(source: Source, part: Part, contract: Contract) -> Callable[[Sequence[str]], "pyarrow.Table"]:
     "Reads columns of a part, as the contract means them."
+    raw = source.reader()
 
     def read(names: Sequence[str]) -> "pyarrow.Table":
         "Typed where the file's own types are others."
-        table = source.read(part, list(names))
+        table = raw(part, list(names))
         if all(_is_direct(table.schema.field(name).type, contract.columns[name]) for name in names):
             return table
         pl = need("polars", extra="data")

@@ -1,6 +1,6 @@
 """Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
 
-- All decoded units lie in one arena a field, so a batch is one gather over all of them. Their rows are permuted on the way in, while they are in the processor's cache: the gather then runs along the lanes, and memory is read in the order in which it lies.
+- All decoded units lie in one arena a field, so a batch is one gather over all of them. Their rows are laid out and permuted on the way in, tile by tile, while a tile is in the processor's cache: the gather then runs along the lanes, and memory is read in the order in which it lies.
 - The arena has a slot for each unit that the plan needs at once, and one more for each thread and one ahead: memory does not grow with the data, and nothing waits for a slot for ever.
 - Threads read; pyarrow and numpy let go of the interpreter while they work. What comes out depends on the plan only, never on which thread was faster.
 - What goes wrong in a thread is kept with its unit and raised where that unit is needed, with file and row group."""
@@ -13,14 +13,14 @@ __all__ = ["AHEAD", "live", "Blocks"]
 # %% ../../notebooks/20_data/15_blocks.ipynb #a3cc972a
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..base.errors import BadFeed, WorkbenchError
-from .cache import UnitCache
-from .packing import Packing, Unit, read_piece
-from .shuffle import Block, Cut, Order
+from .cache import SUM_BYTES, UnitCache
+from .packing import Opened, Packing, Unit, lay, read_piece, row_bytes
+from .shuffle import Block, Cut, Order, Tile
 from .stalls import reading, stage
 
 AHEAD = 1  # units that are read before they are needed, besides one a thread
@@ -133,34 +133,72 @@ class Blocks:
 
     def _load(self, cut: Cut, slot: int) -> None:
         "The rows of a cut into a slot."
-        rows = self.order.rows[cut.unit]
-        if self.order.shuffle or cut.rows < rows:
-            self._permuted(cut, slot, rows)
+        if self.order.shuffle:
+            self._permuted(cut, slot)
         else:
-            self._unit(cut.unit, [arena[slot, :rows] for arena in self.arenas])
+            self._plain(cut, slot)
 
-    def _permuted(self, cut: Cut, slot: int, rows: int) -> None:
+    def _permuted(self, cut: Cut, slot: int) -> None:
         "The rows of a cut, in the unit's order, in a slot."
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = [field.empty(self.most) for field in self.packing.fields]
-            self._local.order = np.empty(self.most, np.int64)
-        scratch = [array[:rows] for array in self._local.scratch]
-        self._unit(cut.unit, scratch)
-        with stage("shuffle"):
-            order = self.order.unit_order(cut.unit, self._local.order)[cut.start : cut.stop]
-            for array, arena in zip(scratch, self.arenas, strict=True):
-                np.take(array, order, axis=0, out=arena[slot, : cut.rows], mode="clip")
+        wanted, at = [], -cut.start  # tiles, and where in the cut they begin
+        for tile in self.order.tiles(cut.unit):
+            if at < cut.rows and at + tile[0].rows > 0:
+                wanted.append((tile, at))
+            at += tile[0].rows
+        laid = self._laid(cut.unit, [tile[0] for tile, _ in wanted])
+        for (tile, at), arrays in zip(wanted, laid, strict=True):
+            with stage("shuffle"):
+                order = self.order.permutation(tile)[max(0, -at) : cut.rows - at]
+                first = max(0, at)
+                for array, arena in zip(arrays, self.arenas, strict=True):
+                    np.take(array, order, axis=0, out=arena[slot, first : first + len(order)], mode="clip")
 
-    def _unit(self, unit: int, outs: Sequence[np.ndarray]) -> None:
-        "A unit's rows, from the cache or from its pieces."
-        with stage("read", str(self.units[unit][0])):
-            cached = self.cache is not None and self.cache.get(unit, outs)
-        if not cached:
-            self._fill(unit, outs)
+    def _plain(self, cut: Cut, slot: int) -> None:
+        "The rows of a cut, in the order of the files, in a slot."
+        rows, wanted = self.order.rows[cut.unit], [tile for tile, *_ in self.order.tiles(cut.unit)]
+        places = [arena[slot, : cut.rows] for arena in self.arenas]
+        whole = places if cut.rows == rows else [field.empty(rows) for field in self.packing.fields]
+        for tile, arrays in zip(wanted, self._laid(cut.unit, wanted), strict=True):
+            for array, out in zip(arrays, whole, strict=True):
+                found = tile.of(out)
+                found[...] = array.reshape(found.shape)
+        if whole is not places:
+            for place, array in zip(places, whole, strict=True):
+                place[:] = array[cut.start : cut.stop]
 
-    def _fill(self, unit: int, outs: Sequence[np.ndarray]) -> None:
-        "Read a unit, piece by piece, into `outs`; keep it in the cache."
-        at = 0
+    def _laid(self, unit: int, wanted: Sequence[Tile]) -> Iterator[list[np.ndarray]]:
+        "The arrays of each tile, from the cache or from the unit's pieces; to be used before the next comes."
+        done = 0
+        if self.cache is not None:
+            size = self.order.tiles_of(unit)[0].rows * row_bytes(self.packing) + SUM_BYTES
+            for arrays in self.cache.read(unit, ((t.number * size, self._room(t.rows)) for t in wanted)):
+                done += 1
+                yield arrays
+        if done == len(wanted):
+            return
+        opened = self._opened(unit)
+        if self.cache is not None:
+            self.cache.put(unit, (self._lay(opened, tile) for tile in self.order.tiles_of(unit)))
+        for tile in wanted[done:]:
+            yield self._lay(opened, tile)
+
+    def _room(self, rows: int) -> list[np.ndarray]:
+        "This thread's memory for a tile."
+        if not hasattr(self._local, "room"):
+            self._local.room = [field.empty(self.order.most) for field in self.packing.fields]
+        return [array[:rows] for array in self._local.room]
+
+    def _lay(self, opened: Sequence[Opened], tile: Tile) -> list[np.ndarray]:
+        "A tile's rows."
+        arrays = self._room(tile.rows)
+        with stage("decode"):
+            for found, out in zip(opened, arrays, strict=True):
+                lay(found, tile, out)
+        return arrays
+
+    def _opened(self, unit: int) -> list[Opened]:
+        "A unit's columns, read piece by piece."
+        parts = []
         for piece in self.units[unit]:
             if self._stopped:
                 raise InterruptedError("nobody needs it any more")
@@ -168,10 +206,11 @@ class Blocks:
                 with reading(str(piece)):
                     table = read_piece(piece, self.packing)
                 with stage("decode", str(piece)):
-                    self.packing.fill(table, [out[at : at + table.num_rows] for out in outs])
+                    parts.append(self.packing.open(table))
             except BaseException as error:
                 raise _named(error, str(piece)) from None
-            at += table.num_rows
-        if self.cache is not None:
-            with stage("copy", "cache"):
-                self.cache.put(unit, outs)
+        if len(parts) == 1:
+            return parts[0]
+        return [
+            [np.concatenate(same) for same in zip(*found, strict=True)] for found in zip(*parts, strict=True)
+        ]

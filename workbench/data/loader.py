@@ -43,7 +43,7 @@ from ..base.errors import BadInput, Unavailable, expected, need
 from ..base.store import sha256_bytes
 from .blocks import Blocks
 from .cache import UnitCache
-from .packing import Packing, Piece, row_bytes, units
+from .packing import Packing, Piece, row_bytes, tile_rows, units
 from .shuffle import LANES, Cut, Leg, Order, Plan, bounds, dealt
 from .stalls import LOAD, QUIET_S, arrived, stage, stuck
 
@@ -51,7 +51,7 @@ POOL_MB = 256  # of decoded units; fewer lanes when they are larger, never under
 CHUNK = 8192  # rows that are gathered and handed over at once, at least
 PREFETCH = 4  # chunks that are ready before they are asked for
 JOIN_S = 5.0  # how long an end waits for a read that goes on
-VERSION = 1
+VERSION = 2
 UNUSED = 3  # references to an array that only its list, a loop and the question itself hold
 
 
@@ -297,7 +297,7 @@ class Batches:
 
     @property
     def _order(self) -> Order:
-        return Order(self.rows, self.seed, self.epoch, self.shuffle, self.lanes)
+        return Order(self.rows, self.seed, self.epoch, self.shuffle, self.lanes, tile_rows(self.packing))
 
     def _place(self) -> tuple[list[Cut], int]:
         "What this leg deals, and how many rows of it each rank has drawn."

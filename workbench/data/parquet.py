@@ -10,7 +10,8 @@
 __all__ = ["BOMB_BYTES", "BOMB_RATIO", "write_parquet", "ParquetSource"]
 
 # %% ../../notebooks/20_data/15_parquet.ipynb #9ccbf754
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,6 +59,23 @@ def _handle(place: Place) -> Any:
     return FarFile(str(place)) if is_url(place) else place
 
 
+def _file(place: Place, seen: Stat) -> Any:
+    parquet = need("pyarrow.parquet", extra="data")
+    return parquet.ParquetFile(_handle(place), metadata=_footer(place, seen), page_checksum_verification=True)
+
+
+_open_here = threading.local()  # the file that a reading thread has open
+
+
+def _kept(place: Place) -> Any:
+    "The file, opened once by each thread that reads it again and again; anew when it was written to."
+    key = (place, stat(place))
+    if getattr(_open_here, "key", None) != key:
+        _open_here.key, _open_here.file = None, _file(*key)
+        _open_here.key = key
+    return _open_here.file
+
+
 def _errors() -> tuple[type[BaseException], ...]:
     "What damage shows itself as."
     return (need("pyarrow", extra="data").ArrowException, OSError, ValueError, MemoryError, OverflowError)
@@ -86,13 +104,14 @@ class ParquetSource(Source):
         return self.place
 
     @contextmanager
-    def _open(self) -> Iterator[Any]:
-        parquet = need("pyarrow.parquet", extra="data")
+    def _open(self, keep: bool = False) -> Iterator[Any]:
+        "The file; with `keep`, the one that this thread has open already."
         try:
-            footer = _footer(self.place, stat(self.place))
-            handle = _handle(self.place)
-            with parquet.ParquetFile(handle, metadata=footer, page_checksum_verification=True) as file:
-                yield file
+            if keep:
+                yield _kept(self.place)
+            else:
+                with _file(self.place, stat(self.place)) as file:
+                    yield file
         except BadFeed:
             raise
         except _errors() as error:
@@ -136,12 +155,18 @@ class ParquetSource(Source):
             what = f"{self.name}, row group {number}: {stored:,} bytes unfold to {size:,}"
             raise BadFeed(what, "write it with more variety, or in smaller row groups")
 
+    def reader(self) -> "Callable[[Part, Sequence[str]], pyarrow.Table]":
+        "Reads in the thread that asks, which keeps the file open."
+        return lambda part, columns: self._read(part, list(columns), keep=True)
+
     def read(self, part: Part, columns: Sequence[str] | None = None) -> "pyarrow.Table":
         "The rows of a row group."
-        names = list(columns) if columns is not None else None
-        with self._open() as file:
+        return self._read(part, list(columns) if columns is not None else None, keep=False)
+
+    def _read(self, part: Part, names: list[str] | None, keep: bool) -> "pyarrow.Table":
+        with self._open(keep) as file:
             self._unfold(file, part.number)
-            table = file.read_row_group(part.number, columns=names)
+            table = file.read_row_group(part.number, columns=names, use_threads=not keep)
             table.validate(full=True)  # text that is not UTF-8 must not reach polars
             return table.select(names) if names is not None else table
 

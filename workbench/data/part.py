@@ -11,7 +11,7 @@
 __all__ = ["BATCH_ROWS", "Part", "Chunk", "Source", "once", "fits", "cut", "reason"]
 
 # %% ../../notebooks/20_data/13_part.ipynb #3d51c5e7
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,10 @@ class Source:
     def read(self, part: Part, columns: Sequence[str] | None = None) -> "pyarrow.Table":
         "The rows of a part, verified; all columns, or those named, in that order."
         raise NotImplementedError
+
+    def reader(self) -> "Callable[[Part, Sequence[str]], pyarrow.Table]":
+        "What `read` does, for one of several threads that read at once."
+        return self.read
 
     @property
     def name(self) -> str:
