@@ -585,6 +585,14 @@ d = {
             "workbench.cli.client.free_port": ("95_cli/client.html#free_port", "workbench/cli/client.py"),
             "workbench.cli.client.service": ("95_cli/client.html#service", "workbench/cli/client.py"),
         },
+        "workbench.cli.cluster": {
+            "workbench.cli.cluster._emit": ("95_cli/cluster.html#_emit", "workbench/cli/cluster.py"),
+            "workbench.cli.cluster.config": ("95_cli/cluster.html#config", "workbench/cli/cluster.py"),
+            "workbench.cli.cluster.down": ("95_cli/cluster.html#down", "workbench/cli/cluster.py"),
+            "workbench.cli.cluster.register": ("95_cli/cluster.html#register", "workbench/cli/cluster.py"),
+            "workbench.cli.cluster.status": ("95_cli/cluster.html#status", "workbench/cli/cluster.py"),
+            "workbench.cli.cluster.up": ("95_cli/cluster.html#up", "workbench/cli/cluster.py"),
+        },
         "workbench.cli.debug": {
             "workbench.cli.debug._end": ("95_cli/debug.html#_end", "workbench/cli/debug.py"),
             "workbench.cli.debug._follow": ("95_cli/debug.html#_follow", "workbench/cli/debug.py"),
@@ -614,6 +622,7 @@ d = {
                 "workbench/cli/doctor.py",
             ),
             "workbench.cli.doctor._disk": ("95_cli/doctor.html#_disk", "workbench/cli/doctor.py"),
+            "workbench.cli.doctor._doors": ("95_cli/doctor.html#_doors", "workbench/cli/doctor.py"),
             "workbench.cli.doctor._extras": ("95_cli/doctor.html#_extras", "workbench/cli/doctor.py"),
             "workbench.cli.doctor._git": ("95_cli/doctor.html#_git", "workbench/cli/doctor.py"),
             "workbench.cli.doctor._ledger": ("95_cli/doctor.html#_ledger", "workbench/cli/doctor.py"),
@@ -629,6 +638,7 @@ d = {
         },
         "workbench.cli.kernels": {
             "workbench.cli.kernels._emit": ("95_cli/kernels.html#_emit", "workbench/cli/kernels.py"),
+            "workbench.cli.kernels.install": ("95_cli/kernels.html#install", "workbench/cli/kernels.py"),
             "workbench.cli.kernels.prepare": ("95_cli/kernels.html#prepare", "workbench/cli/kernels.py"),
             "workbench.cli.kernels.register": ("95_cli/kernels.html#register", "workbench/cli/kernels.py"),
             "workbench.cli.kernels.start": ("95_cli/kernels.html#start", "workbench/cli/kernels.py"),
@@ -6804,7 +6814,6 @@ d = {
                 "30_models/shelf.html#check_name",
                 "workbench/models/shelf.py",
             ),
-            "workbench.models.shelf.expect": ("30_models/shelf.html#expect", "workbench/models/shelf.py"),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
         },
         "workbench.release.approval": {
@@ -7180,6 +7189,24 @@ d = {
                 "workbench/release/registry.py",
             ),
         },
+        "workbench.release.resample": {
+            "workbench.release.resample._weighted_auc": (
+                "60_release/resample.html#_weighted_auc",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample.interval": (
+                "60_release/resample.html#interval",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample.is_tie": (
+                "60_release/resample.html#is_tie",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample.resampled": (
+                "60_release/resample.html#resampled",
+                "workbench/release/resample.py",
+            ),
+        },
         "workbench.serve.app": {
             "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
             "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
@@ -7194,6 +7221,7 @@ d = {
                 "50_serve/app.html#_serve_until_asked",
                 "workbench/serve/app.py",
             ),
+            "workbench.serve.app._service": ("50_serve/app.html#_service", "workbench/serve/app.py"),
             "workbench.serve.app._signals_end_it": (
                 "50_serve/app.html#_signals_end_it",
                 "workbench/serve/app.py",
@@ -8287,6 +8315,29 @@ d = {
                 "workbench/train/loop.py",
             ),
             "workbench.train.loop.LoopResult": ("40_train/loop.html#loopresult", "workbench/train/loop.py"),
+            "workbench.train.loop.Stepper": ("40_train/loop.html#stepper", "workbench/train/loop.py"),
+            "workbench.train.loop.Stepper.__call__": (
+                "40_train/loop.html#stepper.__call__",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper.__init__": (
+                "40_train/loop.html#stepper.__init__",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper._loss": (
+                "40_train/loop.html#stepper._loss",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper._together": (
+                "40_train/loop.html#stepper._together",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper._update": (
+                "40_train/loop.html#stepper._update",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop._compiled": ("40_train/loop.html#_compiled", "workbench/train/loop.py"),
+            "workbench.train.loop._dealt": ("40_train/loop.html#_dealt", "workbench/train/loop.py"),
             "workbench.train.loop._epoch": ("40_train/loop.html#_epoch", "workbench/train/loop.py"),
             "workbench.train.loop._logits": ("40_train/loop.html#_logits", "workbench/train/loop.py"),
             "workbench.train.loop._not_finite": ("40_train/loop.html#_not_finite", "workbench/train/loop.py"),
@@ -8472,6 +8523,15 @@ d = {
             "workbench.train.shard.blocks": ("40_train/shard.html#blocks", "workbench/train/shard.py"),
             "workbench.train.shard.fill": ("40_train/shard.html#fill", "workbench/train/shard.py"),
             "workbench.train.shard.sharded": ("40_train/shard.html#sharded", "workbench/train/shard.py"),
+        },
+        "workbench.train.speed": {
+            "workbench.train.speed._step_s": ("40_train/speed.html#_step_s", "workbench/train/speed.py"),
+            "workbench.train.speed.autocast": ("40_train/speed.html#autocast", "workbench/train/speed.py"),
+            "workbench.train.speed.compiled_when_it_pays": (
+                "40_train/speed.html#compiled_when_it_pays",
+                "workbench/train/speed.py",
+            ),
+            "workbench.train.speed.lr_factor": ("40_train/speed.html#lr_factor", "workbench/train/speed.py"),
         },
         "workbench.train.state": {
             "workbench.train.state.Training": ("40_train/state.html#training", "workbench/train/state.py"),
