@@ -249,6 +249,8 @@ class Recorder:
 
     def _allowed(self) -> tuple[float, str]:
         "Seconds that a snapshot may take now; 0 and why."
+        if self.share >= 1:
+            return _WAIT_S / 2, ""  # no limit but how long it may be waited for
         left_s = self.share * (time.monotonic() - self.began) - self.spent_s
         return (
             (left_s, "") if left_s > 0 else (0.0, f"recording has taken {self.share:.0%} of the time already")
