@@ -22,6 +22,7 @@ from ..base.errors import WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import load_settings, project_root
 from ..base.store import Store
+from ..compute.resources import open_ports
 
 EXTRAS = {
     "data": "pandera", "edge": "onnxruntime", "jobs": "papermill", "lab": "jupyterlab", "labels": "cleanlab",
@@ -57,6 +58,13 @@ def _settings() -> Finding:
         load_settings()
     except WorkbenchError as error:
         return Finding("settings", "bad", error.what, error.hint)
+    if not (project_root() / "settings.ini").is_file():
+        return Finding(
+            "settings",
+            "note",
+            f"no settings.ini in {Path.cwd()} or above it: this folder is taken for the project, with defaults",
+            "go to your project; or make this one: echo '[laptop]' > settings.ini",
+        )
     profile = os.environ.get("WORKBENCH_PROFILE") or "laptop"
     return Finding("settings", "ok", f"profile {profile} of {project_root() / 'settings.ini'}")
 
@@ -145,6 +153,29 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
 )
 
 
+_OURS = (
+    "gcs_server",
+    "raylet",
+    "ray::",
+    "dashboard.py",
+    "monitor.py",
+    "workbench",
+    "ipykernel",
+    "jupyter",
+    "mlflow",
+)
+
+
+def _doors() -> list[Finding]:
+    "Every listening port of ours, with its process; one that other machines reach is worth a note."
+    found = []
+    for one in open_ports():
+        if any(mark in one.command for mark in _OURS):
+            hint = "" if one.loopback else "other machines reach it: is that meant?"
+            found.append(Finding(f"port {one.port}", "ok" if one.loopback else "note", str(one), hint))
+    return found
+
+
 def examine() -> list[Finding]:
     "Every check, in order."
-    return [check() for check in _CHECKS] + _extras()
+    return [check() for check in _CHECKS] + _doors() + _extras()
