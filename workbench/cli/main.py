@@ -12,7 +12,7 @@ __all__ = ["HANDED_OVER", "main"]
 import os
 import sys
 
-from ..jobs.kernels import forward
+from ..jobs.line import forward
 
 HANDED_OVER = ("run", "runs", "show")
 

@@ -27,7 +27,7 @@ from ..base.errors import BadInput
 from ..base.ledger import Ledger
 from ..base.store import atomic_write, private_folder
 from .keeper import KEPT, kept_until
-from .zygote import started_ticks
+from .line import started_ticks
 
 MOST_KEPT = 4
 _GONE_WITHIN_S = 10.0
