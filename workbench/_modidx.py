@@ -969,6 +969,48 @@ d = {
                 "workbench/compute/keeper.py",
             ),
         },
+        "workbench.compute.plan": {
+            "workbench.compute.plan.Estimate": ("10_compute/plan.html#estimate", "workbench/compute/plan.py"),
+            "workbench.compute.plan.Place": ("10_compute/plan.html#place", "workbench/compute/plan.py"),
+            "workbench.compute.plan.Plan": ("10_compute/plan.html#plan", "workbench/compute/plan.py"),
+            "workbench.compute.plan.Plan.__str__": (
+                "10_compute/plan.html#plan.__str__",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.Plan._repr_html_": (
+                "10_compute/plan.html#plan._repr_html_",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.Plan.error": (
+                "10_compute/plan.html#plan.error",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.Plan.run": ("10_compute/plan.html#plan.run", "workbench/compute/plan.py"),
+            "workbench.compute.plan.Probe": ("10_compute/plan.html#probe", "workbench/compute/plan.py"),
+            "workbench.compute.plan._cpu_s": ("10_compute/plan.html#_cpu_s", "workbench/compute/plan.py"),
+            "workbench.compute.plan._peak_mb": ("10_compute/plan.html#_peak_mb", "workbench/compute/plan.py"),
+            "workbench.compute.plan._ray_kind": (
+                "10_compute/plan.html#_ray_kind",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.decide": ("10_compute/plan.html#decide", "workbench/compute/plan.py"),
+            "workbench.compute.plan.estimate": ("10_compute/plan.html#estimate", "workbench/compute/plan.py"),
+            "workbench.compute.plan.note_cost": (
+                "10_compute/plan.html#note_cost",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.places": ("10_compute/plan.html#places", "workbench/compute/plan.py"),
+            "workbench.compute.plan.plan": ("10_compute/plan.html#plan", "workbench/compute/plan.py"),
+            "workbench.compute.plan.probe": ("10_compute/plan.html#probe", "workbench/compute/plan.py"),
+            "workbench.compute.plan.probe_size": (
+                "10_compute/plan.html#probe_size",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan.start_costs": (
+                "10_compute/plan.html#start_costs",
+                "workbench/compute/plan.py",
+            ),
+        },
         "workbench.compute.remote": {
             "workbench.compute.remote.Needs": ("10_compute/remote.html#needs", "workbench/compute/remote.py"),
             "workbench.compute.remote.Needs.check": (
@@ -1159,6 +1201,96 @@ d = {
                 "workbench/compute/resources.py",
             ),
         },
+        "workbench.compute.roofline": {
+            "workbench.compute.roofline.Bytes": (
+                "10_compute/roofline.html#bytes",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Bytes.total": (
+                "10_compute/roofline.html#bytes.total",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Chip": (
+                "10_compute/roofline.html#chip",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Layout": (
+                "10_compute/roofline.html#layout",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Layout.__str__": (
+                "10_compute/roofline.html#layout.__str__",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Layout.gpus": (
+                "10_compute/roofline.html#layout.gpus",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape": (
+                "10_compute/roofline.html#shape",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.block": (
+                "10_compute/roofline.html#shape.block",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.embedding": (
+                "10_compute/roofline.html#shape.embedding",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.inner": (
+                "10_compute/roofline.html#shape.inner",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.kv_width": (
+                "10_compute/roofline.html#shape.kv_width",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.norms": (
+                "10_compute/roofline.html#shape.norms",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.Shape.parameters": (
+                "10_compute/roofline.html#shape.parameters",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.activation_bytes": (
+                "10_compute/roofline.html#activation_bytes",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.cache_bytes": (
+                "10_compute/roofline.html#cache_bytes",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.chip_of": (
+                "10_compute/roofline.html#chip_of",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.comm_s": (
+                "10_compute/roofline.html#comm_s",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.serving_bytes": (
+                "10_compute/roofline.html#serving_bytes",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.step_flops": (
+                "10_compute/roofline.html#step_flops",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.step_s": (
+                "10_compute/roofline.html#step_s",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.token_s": (
+                "10_compute/roofline.html#token_s",
+                "workbench/compute/roofline.py",
+            ),
+            "workbench.compute.roofline.training_bytes": (
+                "10_compute/roofline.html#training_bytes",
+                "workbench/compute/roofline.py",
+            ),
+        },
         "workbench.compute.session": {
             "workbench.compute.session.Nowhere": (
                 "10_compute/session.html#nowhere",
@@ -1191,6 +1323,64 @@ d = {
             "workbench.compute.session.disconnect": (
                 "10_compute/session.html#disconnect",
                 "workbench/compute/session.py",
+            ),
+        },
+        "workbench.compute.sharding": {
+            "workbench.compute.sharding.ShardPlan": (
+                "10_compute/sharding.html#shardplan",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan.__str__": (
+                "10_compute/sharding.html#shardplan.__str__",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan._repr_html_": (
+                "10_compute/sharding.html#shardplan._repr_html_",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan.rows": (
+                "10_compute/sharding.html#shardplan.rows",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan.to_json": (
+                "10_compute/sharding.html#shardplan.to_json",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan.tokens_per_s": (
+                "10_compute/sharding.html#shardplan.tokens_per_s",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.ShardPlan.usd_per_million": (
+                "10_compute/sharding.html#shardplan.usd_per_million",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding._enough": (
+                "10_compute/sharding.html#_enough",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding._made": (
+                "10_compute/sharding.html#_made",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding._ways": (
+                "10_compute/sharding.html#_ways",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.layouts": (
+                "10_compute/sharding.html#layouts",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.serving": (
+                "10_compute/sharding.html#serving",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.shape_of": (
+                "10_compute/sharding.html#shape_of",
+                "workbench/compute/sharding.py",
+            ),
+            "workbench.compute.sharding.shard": (
+                "10_compute/sharding.html#shard",
+                "workbench/compute/sharding.py",
             ),
         },
         "workbench.compute.shipping": {
@@ -2449,6 +2639,10 @@ d = {
                 "20_data/labels.html#audit._repr_html_",
                 "workbench/data/labels.py",
             ),
+            "workbench.data.labels.Audit.caution": (
+                "20_data/labels.html#audit.caution",
+                "workbench/data/labels.py",
+            ),
             "workbench.data.labels.Audit.error_rate": (
                 "20_data/labels.html#audit.error_rate",
                 "workbench/data/labels.py",
@@ -2472,6 +2666,10 @@ d = {
             ),
             "workbench.data.labels.Audit.rows": (
                 "20_data/labels.html#audit.rows",
+                "workbench/data/labels.py",
+            ),
+            "workbench.data.labels.Audit.skill": (
+                "20_data/labels.html#audit.skill",
                 "workbench/data/labels.py",
             ),
             "workbench.data.labels.Audit.suggestion": (
@@ -2702,6 +2900,7 @@ d = {
                 "20_data/loader.html#pass.close",
                 "workbench/data/loader.py",
             ),
+            "workbench.data.loader.cut": ("20_data/loader.html#cut", "workbench/data/loader.py"),
             "workbench.data.loader.landing": ("20_data/loader.html#landing", "workbench/data/loader.py"),
             "workbench.data.loader.shape_of": ("20_data/loader.html#shape_of", "workbench/data/loader.py"),
         },
@@ -4760,20 +4959,7 @@ d = {
                 "workbench/jobs/kernels.py",
             ),
             "workbench.jobs.kernels._launch": ("80_jobs/kernels.html#_launch", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels._other_environment": (
-                "80_jobs/kernels.html#_other_environment",
-                "workbench/jobs/kernels.py",
-            ),
-            "workbench.jobs.kernels._start_up_files": (
-                "80_jobs/kernels.html#_start_up_files",
-                "workbench/jobs/kernels.py",
-            ),
-            "workbench.jobs.kernels._state": ("80_jobs/kernels.html#_state", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels._zygote": ("80_jobs/kernels.html#_zygote", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels.ask": ("80_jobs/kernels.html#ask", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels.folder": ("80_jobs/kernels.html#folder", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels.forward": ("80_jobs/kernels.html#forward", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels.hear": ("80_jobs/kernels.html#hear", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.private_mb": (
                 "80_jobs/kernels.html#private_mb",
                 "workbench/jobs/kernels.py",
@@ -4783,7 +4969,6 @@ d = {
             "workbench.jobs.kernels.status": ("80_jobs/kernels.html#status", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.stop": ("80_jobs/kernels.html#stop", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.take": ("80_jobs/kernels.html#take", "workbench/jobs/kernels.py"),
-            "workbench.jobs.kernels.why_cold": ("80_jobs/kernels.html#why_cold", "workbench/jobs/kernels.py"),
         },
         "workbench.jobs.kernelspec": {
             "workbench.jobs.kernelspec.Warm": (
@@ -4902,6 +5087,33 @@ d = {
                 "workbench/jobs/lead.py",
             ),
             "workbench.jobs.lead.members": ("80_jobs/lead.html#members", "workbench/jobs/lead.py"),
+        },
+        "workbench.jobs.line": {
+            "workbench.jobs.line._memory_limits": (
+                "80_jobs/line.html#_memory_limits",
+                "workbench/jobs/line.py",
+            ),
+            "workbench.jobs.line._other_environment": (
+                "80_jobs/line.html#_other_environment",
+                "workbench/jobs/line.py",
+            ),
+            "workbench.jobs.line._start_up_files": (
+                "80_jobs/line.html#_start_up_files",
+                "workbench/jobs/line.py",
+            ),
+            "workbench.jobs.line.ask": ("80_jobs/line.html#ask", "workbench/jobs/line.py"),
+            "workbench.jobs.line.digest": ("80_jobs/line.html#digest", "workbench/jobs/line.py"),
+            "workbench.jobs.line.folder": ("80_jobs/line.html#folder", "workbench/jobs/line.py"),
+            "workbench.jobs.line.forward": ("80_jobs/line.html#forward", "workbench/jobs/line.py"),
+            "workbench.jobs.line.hear": ("80_jobs/line.html#hear", "workbench/jobs/line.py"),
+            "workbench.jobs.line.known": ("80_jobs/line.html#known", "workbench/jobs/line.py"),
+            "workbench.jobs.line.place": ("80_jobs/line.html#place", "workbench/jobs/line.py"),
+            "workbench.jobs.line.send": ("80_jobs/line.html#send", "workbench/jobs/line.py"),
+            "workbench.jobs.line.started_ticks": (
+                "80_jobs/line.html#started_ticks",
+                "workbench/jobs/line.py",
+            ),
+            "workbench.jobs.line.why_cold": ("80_jobs/line.html#why_cold", "workbench/jobs/line.py"),
         },
         "workbench.jobs.live": {
             "workbench.jobs.live.LiveKernelManager": (
@@ -6086,7 +6298,6 @@ d = {
             "workbench.jobs.waiting.front": ("80_jobs/waiting.html#front", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting.load": ("80_jobs/waiting.html#load", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting.receive": ("80_jobs/waiting.html#receive", "workbench/jobs/waiting.py"),
-            "workbench.jobs.waiting.send": ("80_jobs/waiting.html#send", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting.tell": ("80_jobs/waiting.html#tell", "workbench/jobs/waiting.py"),
         },
         "workbench.jobs.zygote": {
@@ -6146,20 +6357,10 @@ d = {
                 "workbench/jobs/zygote.py",
             ),
             "workbench.jobs.zygote._listen": ("80_jobs/zygote.html#_listen", "workbench/jobs/zygote.py"),
-            "workbench.jobs.zygote._memory_limits": (
-                "80_jobs/zygote.html#_memory_limits",
-                "workbench/jobs/zygote.py",
-            ),
             "workbench.jobs.zygote._preload": ("80_jobs/zygote.html#_preload", "workbench/jobs/zygote.py"),
             "workbench.jobs.zygote._recorded": ("80_jobs/zygote.html#_recorded", "workbench/jobs/zygote.py"),
-            "workbench.jobs.zygote.digest": ("80_jobs/zygote.html#digest", "workbench/jobs/zygote.py"),
             "workbench.jobs.zygote.main": ("80_jobs/zygote.html#main", "workbench/jobs/zygote.py"),
-            "workbench.jobs.zygote.place": ("80_jobs/zygote.html#place", "workbench/jobs/zygote.py"),
             "workbench.jobs.zygote.stamp": ("80_jobs/zygote.html#stamp", "workbench/jobs/zygote.py"),
-            "workbench.jobs.zygote.started_ticks": (
-                "80_jobs/zygote.html#started_ticks",
-                "workbench/jobs/zygote.py",
-            ),
         },
         "workbench.lab.labels": {
             "workbench.lab.labels.decisions": ("90_lab/labels.html#decisions", "workbench/lab/labels.py"),
@@ -6911,6 +7112,10 @@ d = {
                 "60_release/evidence.html#_audited",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._calibration": (
+                "60_release/evidence.html#_calibration",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._check_given": (
                 "60_release/evidence.html#_check_given",
                 "workbench/release/evidence.py",
@@ -6927,8 +7132,16 @@ d = {
                 "60_release/evidence.html#_log",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._nothing": (
+                "60_release/evidence.html#_nothing",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._scores": (
                 "60_release/evidence.html#_scores",
+                "workbench/release/evidence.py",
+            ),
+            "workbench.release.evidence._without": (
+                "60_release/evidence.html#_without",
                 "workbench/release/evidence.py",
             ),
             "workbench.release.evidence.measure": (
@@ -6975,6 +7188,15 @@ d = {
                 "60_release/gates.html#verdict.to_json",
                 "workbench/release/gates.py",
             ),
+            "workbench.release.gates.Verdict.waived": (
+                "60_release/gates.html#verdict.waived",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Waiver": ("60_release/gates.html#waiver", "workbench/release/gates.py"),
+            "workbench.release.gates.Waiver.__post_init__": (
+                "60_release/gates.html#waiver.__post_init__",
+                "workbench/release/gates.py",
+            ),
             "workbench.release.gates._gain": ("60_release/gates.html#_gain", "workbench/release/gates.py"),
             "workbench.release.gates._known": ("60_release/gates.html#_known", "workbench/release/gates.py"),
             "workbench.release.gates._line": ("60_release/gates.html#_line", "workbench/release/gates.py"),
@@ -6997,6 +7219,11 @@ d = {
             ),
             "workbench.release.gates._slice_auc": (
                 "60_release/gates.html#_slice_auc",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates._waive": ("60_release/gates.html#_waive", "workbench/release/gates.py"),
+            "workbench.release.gates._worst_missing": (
+                "60_release/gates.html#_worst_missing",
                 "workbench/release/gates.py",
             ),
             "workbench.release.gates._worst_slice": (
@@ -7208,12 +7435,14 @@ d = {
             ),
         },
         "workbench.serve.app": {
+            "workbench.serve.app._as_response": ("50_serve/app.html#_as_response", "workbench/serve/app.py"),
             "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
             "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
             "workbench.serve.app._no_such_route": (
                 "50_serve/app.html#_no_such_route",
                 "workbench/serve/app.py",
             ),
+            "workbench.serve.app._page_failed": ("50_serve/app.html#_page_failed", "workbench/serve/app.py"),
             "workbench.serve.app._pages": ("50_serve/app.html#_pages", "workbench/serve/app.py"),
             "workbench.serve.app._routes": ("50_serve/app.html#_routes", "workbench/serve/app.py"),
             "workbench.serve.app._running": ("50_serve/app.html#_running", "workbench/serve/app.py"),
@@ -7417,11 +7646,13 @@ d = {
                 "50_serve/desk.html#desk._strictly",
                 "workbench/serve/desk.py",
             ),
+            "workbench.serve.desk.Desk.infer": ("50_serve/desk.html#desk.infer", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk.predict": (
                 "50_serve/desk.html#desk.predict",
                 "workbench/serve/desk.py",
             ),
             "workbench.serve.desk.Desk.read": ("50_serve/desk.html#desk.read", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk.stream": ("50_serve/desk.html#desk.stream", "workbench/serve/desk.py"),
             "workbench.serve.desk.Hot": ("50_serve/desk.html#hot", "workbench/serve/desk.py"),
             "workbench.serve.desk.Hot.__call__": (
                 "50_serve/desk.html#hot.__call__",
@@ -7431,6 +7662,7 @@ d = {
                 "50_serve/desk.html#hot.__init__",
                 "workbench/serve/desk.py",
             ),
+            "workbench.serve.desk._event": ("50_serve/desk.html#_event", "workbench/serve/desk.py"),
             "workbench.serve.desk.as_refusal": ("50_serve/desk.html#as_refusal", "workbench/serve/desk.py"),
             "workbench.serve.desk.check_type": ("50_serve/desk.html#check_type", "workbench/serve/desk.py"),
             "workbench.serve.desk.read_body": ("50_serve/desk.html#read_body", "workbench/serve/desk.py"),
@@ -7658,6 +7890,40 @@ d = {
                 "workbench/serve/guard.py",
             ),
         },
+        "workbench.serve.inference": {
+            "workbench.serve.inference._column": (
+                "50_serve/inference.html#_column",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference._from_binary": (
+                "50_serve/inference.html#_from_binary",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference._is_float": (
+                "50_serve/inference.html#_is_float",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference._texts": (
+                "50_serve/inference.html#_texts",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference._wrong": (
+                "50_serve/inference.html#_wrong",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference.metadata": (
+                "50_serve/inference.html#metadata",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference.read_request": (
+                "50_serve/inference.html#read_request",
+                "workbench/serve/inference.py",
+            ),
+            "workbench.serve.inference.write_answer": (
+                "50_serve/inference.html#write_answer",
+                "workbench/serve/inference.py",
+            ),
+        },
         "workbench.serve.lane": {
             "workbench.serve.lane.Ask": ("50_serve/lane.html#ask", "workbench/serve/lane.py"),
             "workbench.serve.lane.Ask.__init__": (
@@ -7787,6 +8053,10 @@ d = {
                 "workbench/serve/meters.py",
             ),
             "workbench.serve.meters.label": ("50_serve/meters.html#label", "workbench/serve/meters.py"),
+        },
+        "workbench.serve.page": {
+            "workbench.serve.page._hash": ("50_serve/page.html#_hash", "workbench/serve/page.py"),
+            "workbench.serve.page.live": ("50_serve/page.html#live", "workbench/serve/page.py"),
         },
         "workbench.serve.policy": {
             "workbench.serve.policy.Overloaded": (
@@ -8208,9 +8478,14 @@ d = {
             "workbench.train.deck.Deck.state": ("40_train/deck.html#deck.state", "workbench/train/deck.py"),
         },
         "workbench.train.fit": {
+            "workbench.train.fit._config": ("40_train/fit.html#_config", "workbench/train/fit.py"),
+            "workbench.train.fit._device": ("40_train/fit.html#_device", "workbench/train/fit.py"),
             "workbench.train.fit._first": ("40_train/fit.html#_first", "workbench/train/fit.py"),
+            "workbench.train.fit._groups": ("40_train/fit.html#_groups", "workbench/train/fit.py"),
             "workbench.train.fit._result": ("40_train/fit.html#_result", "workbench/train/fit.py"),
+            "workbench.train.fit._rows": ("40_train/fit.html#_rows", "workbench/train/fit.py"),
             "workbench.train.fit._shares": ("40_train/fit.html#_shares", "workbench/train/fit.py"),
+            "workbench.train.fit._streams": ("40_train/fit.html#_streams", "workbench/train/fit.py"),
             "workbench.train.fit._threads": ("40_train/fit.html#_threads", "workbench/train/fit.py"),
             "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
@@ -8396,6 +8671,7 @@ d = {
             "workbench.train.rows._encoded": ("40_train/rows.html#_encoded", "workbench/train/rows.py"),
             "workbench.train.rows.asked": ("40_train/rows.html#asked", "workbench/train/rows.py"),
             "workbench.train.rows.encoded": ("40_train/rows.html#encoded", "workbench/train/rows.py"),
+            "workbench.train.rows.streamed": ("40_train/rows.html#streamed", "workbench/train/rows.py"),
         },
         "workbench.train.scale": {
             "workbench.train.scale.Relay": ("40_train/scale.html#relay", "workbench/train/scale.py"),
