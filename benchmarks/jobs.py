@@ -1,18 +1,21 @@
-"""What a notebook costs to run as a job: the wall time of the whole client process, ours against Papermill and `jupyter execute`.
+"""What a notebook costs to run as a job: the wall time of the whole client process, ours against Papermill, `jupyter execute` and jupyter-scheduler.
 
 Every way runs in turn, so that all share the machine's moods; prints medians, the spread, and how many times the Papermill CLI's
 time ours is. Ours includes the ledger's record, the identity of code and environment, and the HTML report; the others have none.
 Usage: python benchmarks/jobs.py [rounds]
 """
 
+import contextlib
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -64,7 +67,70 @@ def api(book: Path, out: Path) -> Callable[[], float]:
     return once
 
 
-def ways(book: Path, folder: Path) -> dict[str, Callable[[], float]]:
+Asked = Callable[..., dict[str, str]]
+
+
+@contextlib.contextmanager
+def jupyter_scheduler(folder: Path) -> Iterator[Asked]:
+    "A Jupyter server with jupyter-scheduler as it comes, over `folder`; yields what asks its REST interface."
+    own, token = folder / "jupyter", secrets.token_hex(16)
+    places = {f"JUPYTER_{name}_DIR": str(own / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter_server",
+        "--no-browser",
+        "--port=0",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    env = {**os.environ, **places, "JUPYTER_TOKEN": token}
+    own.mkdir(mode=0o700)
+    with (own / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    told = own / "runtime" / f"jpserver-{server.pid}.json"
+
+    def asked(path: str, body: dict[str, object] | None = None) -> dict[str, str]:
+        data = json.dumps(body).encode() if body else None
+        head = {"Authorization": f"token {token}"}
+        url = json.loads(told.read_text())["url"] + path
+        with urllib.request.urlopen(urllib.request.Request(url, data, head)) as reply:
+            return json.loads(reply.read())
+
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError, ValueError):
+                asked("scheduler/config")
+                break
+            time.sleep(0.1)
+        yield asked
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def created(asked: Asked, book: Path) -> Callable[[], float]:
+    "A job of jupyter-scheduler, from its creation until it is completed."
+
+    def once() -> float:
+        began = time.perf_counter()
+        given = {
+            "name": "job",
+            "input_uri": book.name,
+            "runtime_environment_name": "python",
+            "parameters": {"n": "5"},
+        }
+        job = asked("scheduler/jobs", {**given, "output_formats": ["ipynb"]})["job_id"]
+        while (state := asked(f"scheduler/jobs/{job}")["status"]) not in ("COMPLETED", "FAILED"):
+            time.sleep(0.02)
+        took_s = time.perf_counter() - began
+        assert state == "COMPLETED", state
+        return took_s
+
+    return once
+
+
+def ways(book: Path, folder: Path, asked: Asked) -> dict[str, Callable[[], float]]:
     "Each way to run `book`."
     out = folder / "out.ipynb"
     ours = (
@@ -83,6 +149,7 @@ def ways(book: Path, folder: Path) -> dict[str, Callable[[], float]]:
         ),
         "papermill API": api(book, out),
         "jupyter execute": command(str(BIN / "jupyter"), "execute", f"--output={out}", str(book)),
+        "jupyter-scheduler": created(asked, book),
         "ours, cold": command(*ours, WORKBENCH_KERNELS=nowhere),
         "ours, warm kernel only": command(*ours, WORKBENCH_COLD="1"),
         "ours, warm": command(*ours),
@@ -110,8 +177,9 @@ def main(rounds: int) -> None:
         }  # the mirror is a process of its own, at the lowest priority
         print(kernels.start(POOL, "workbench.cli.cli:main", "workbench.cli.kernels:prepare"), flush=True)
         try:
-            for kind, book in write(folder).items():
-                measure(kind, ways(book, folder), rounds)
+            with jupyter_scheduler(folder) as asked:
+                for kind, book in write(folder).items():
+                    measure(kind, ways(book, folder, asked), rounds)
         finally:
             kernels.stop()
 
