@@ -59,18 +59,19 @@ def one_life(folder: Path, log: Path, number: int, after: int | None) -> bool:
     return (log / "done").exists()
 
 
-def test_twenty_kills_of_a_process_cost_an_interval_each_and_change_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_of_a_process_cost_an_interval_each_and_change_no_bit(tmp_path: Path, most: int) -> None:
     rng = random.Random(7)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for log in (whole, parts):
         log.mkdir()
     assert one_life(tmp_path / "a", whole, 0, None)
     kills = 0
-    while not one_life(tmp_path / "b", parts, kills, rng.randrange(3, 40) if kills < 20 else None):
+    while not one_life(tmp_path / "b", parts, kills, rng.randrange(3, 40) if kills < most else None):
         kills += 1
     lost = training.once(parts)
     print(f"{kills} kills, at most {lost} steps lost at once, a checkpoint every {EVERY}")
-    assert kills == 20
+    assert kills == most
     assert lost <= 2 * EVERY, "one interval, and what was done while a checkpoint was written"
     assert (whole / "done").read_text() == (parts / "done").read_text()
     assert training.losses(whole) == training.losses(parts)
@@ -87,16 +88,21 @@ def test_a_checkpoint_killed_while_it_is_written_is_never_chosen(tmp_path: Path)
             checkpoints.save(step, value, {}, {"step": step}, {})
             checkpoints.wait()
 
+    unfinished, found = 0, None
     for _ in range(20):
         pid = child(write)
-        time.sleep(0.05 + rng.random() * 0.05)
+        while not steps(tmp_path) or (found and not list(tmp_path.glob(f".*.{pid}.part"))):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        unfinished += bool(list(tmp_path.glob(f".*.{pid}.part")))
         found = latest(tmp_path)
         if found:
             assert (found.tensor("w") == found.step).all() and found.meta["facts"] == {"step": found.step}
             chosen.append(found.step)
-    assert chosen == sorted(chosen) and chosen[-1] > 5
+    assert chosen == sorted(chosen) and len(chosen) == 20
+    assert unfinished, "some were killed while they wrote"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "unfinished ones are removed"
     assert len(steps(tmp_path)) <= 3
 
@@ -173,7 +179,7 @@ def scaled(log: Path, workers: Any = 2, **changes: Any) -> Any:
 def test_a_worker_dies_and_the_end_is_what_it_would_have_been(two: Any, tmp_path: Path) -> None:
     whole = scaled(tmp_path / "whole")
     killed = scaled(tmp_path / "killed", params={"kill_rank": 1, "kill_at": 47})
-    assert "worker 1 of 2 died" in killed.incidents[0]
+    assert any("worker 1 of 2 died" in what for what in killed.incidents)
     assert whole.value == killed.value and training.once(tmp_path / "killed") <= EVERY
     assert [row["loss"] for row in killed.history] == [row["loss"] for row in whole.history]
     cut = scaled(tmp_path / "cut", params={"shard": True, "kill_rank": 0, "kill_at": 47})

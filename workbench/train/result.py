@@ -100,6 +100,7 @@ class Fit:
     recipe: Recipe
     metrics: dict[str, Any]  # of the validation feed
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    slices: list[dict[str, Any]] = field(default_factory=list)  # of the validation feed, the worst first
     _bundle: Bundle | None = field(default=None, repr=False, compare=False)
 
     def bundle(self, ledger: Ledger | None = None) -> Bundle:
@@ -145,4 +146,5 @@ class Fit:
             if self.history and name in self.history[0]
         ]
         rows = [{"validation": name, "value": value} for name, value in self.metrics.items()]
-        return html.card(f"fit {self.name}", *curves, html.table(rows), facts=facts)
+        worst = [html.table(self.slices[:10])] if self.slices else []
+        return html.card(f"fit {self.name}", *curves, html.table(rows), *worst, facts=facts)
