@@ -17,6 +17,7 @@ from pandera.errors import SchemaErrors
 from workbench.base.errors import BadInput, BadRow
 from workbench.data.column import MAX_INT, moment
 from workbench.data.contract import Column, Contract, Rule
+from workbench.data.whole import Unique, Volume
 
 FLIGHTS = Contract(
     "flights",
@@ -131,6 +132,20 @@ def test_keys_are_optional_but_all_or_none() -> None:
     assert FLIGHTS.parse_rows([ROW | {"id": "a"}])["id"].tolist() == ["a"]
     with pytest.raises(BadRow, match="'id' is missing"):
         FLIGHTS.parse_rows([ROW | {"id": "a"}, ROW])
+
+
+def test_rules_about_keys_are_asked_of_requests_that_carry_them() -> None:
+    made = Contract(
+        "rows",
+        {"n": Column("int"), "id": Column("int", role="key"), "y": Column("int", role="outcome")},
+        rules=(Rule("id", "n <> id", "n is the id"), Rule("known", "y > id", "y is not above the id")),
+        whole=(Unique("id"), Volume(least=10**9)),
+    )
+    assert made.parse_rows([{"n": 1}])["n"].tolist() == [1]
+    assert made.parse_rows([{"n": 1, "id": 2}, {"n": 1, "id": 2}])["id"].tolist() == [2, 2]
+    with pytest.raises(BadRow, match="row 1: n is the id") as caught:
+        made.parse_rows([{"n": 1, "id": 2}, {"n": 1, "id": 1}])
+    assert caught.value.row == 1
 
 
 def test_arrays_have_the_promised_types() -> None:

@@ -36,7 +36,11 @@ def note(
 ) -> None:
     "Write down which rows a file of replayed rows stands for."
     of = [
-        {"file": os.path.relpath(file, path.parent), "mark": content_id(file), "rows": sorted(numbers)}
+        {
+            "file": os.path.relpath(file, path.parent),
+            "mark": content_id(file) if file.is_file() else "",
+            "rows": sorted(numbers),
+        }
         for file, numbers in rows.items()
     ]
     atomic_write(path.with_name(path.name + _NOTE), json.dumps({"run": run, "of": of}))

@@ -39,8 +39,12 @@ def _numbers(seen: Numbers, dtype: str) -> dict[str, Any]:
     if not len(seen.keys):
         return {"shows": "nothing but missing values", "bars": []}
     points, (low, first, middle, last, high) = seen.points, seen.quantile(np.array([0, 0.001, 0.5, 0.999, 1]))
-    whole = dtype == "int" and last - first < BARS
-    edges = np.arange(first - 0.5, last + 1) if whole else np.linspace(first, last, BARS + 1)
+    edges = np.linspace(first, last, BARS + 1)
+    if (
+        dtype == "int" and last - first < 1e9
+    ):  # as many whole numbers in each bar, or the bars tell of themselves
+        wide = max(1, -(-int(last - first + 1) // BARS))
+        edges = np.arange(first - 0.5, last + wide, wide)
     if len(edges) < 2 or edges[0] == edges[-1]:
         bars = [int(seen.counts.sum())]
     else:
@@ -59,6 +63,11 @@ def _words(seen: Words) -> dict[str, Any]:
     told = [
         f"{name if len(name) <= 24 else name[:22] + '..'} {known[name] / total:.0%}" for name in common[:4]
     ]
+    if common and known[common[0]] / total < 0.01:
+        return {
+            "shows": f"{len(known):,} different, e.g. {', '.join(common[:3])}",
+            "bars": [known[n] for n in common],
+        }
     more = f", {len(known) - 4:,} more" if len(known) > 4 else ""
     return {"shows": ", ".join(told) + more, "bars": [known[name] for name in common]}
 
@@ -100,7 +109,7 @@ def picture(bars: list[int], colour: str, alt: str) -> str:
     )
     line = f"<path d='M0 {high + 0.5}H{wide}' stroke='#8886'/>"
     words = html.show(alt).replace("'", "&#39;")
-    return f"<svg role='img' aria-label='{words}' width='{wide}' height='{high + 1}' fill='{colour}'>{drawn}{line}</svg>"
+    return f"<svg role='img' aria-label='{words}' width='{wide}' height='{high + 1}' viewBox='0 0 {wide} {high + 1}' fill='{colour}'>{drawn}{line}</svg>"
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:
@@ -123,8 +132,9 @@ def _columns(rows: list[dict[str, Any]]) -> str:
 
 
 def _findings(rows: list[dict[str, Any]]) -> str:
-    "The table of rules about the feed, each verdict in its colour."
-    cell = "padding:.15em .7em;border-bottom:1px solid #8884;text-align:left"
+    "The table of rules about the feed, the worst first, each verdict in its colour."
+    rows = sorted(rows, key=lambda row: ("stop", "warn", "pass").index(row["verdict"]))
+    cell = "padding:.15em .7em;border-bottom:1px solid #8884;text-align:left;overflow-wrap:anywhere"
     lines = []
     for row in rows:
         texts = "".join(
@@ -182,7 +192,7 @@ class Report:
     def text(self) -> str:
         "The same as `_repr_html_`, for a terminal."
         lines = [str(self)]
-        for found in self.whole:
+        for found in (*self.of("stop"), *self.of("warn"), *self.of("pass")):
             about = f" {found['about']}" if found["about"] else ""
             limit = f" ({found['limit']})" if found["limit"] else ""
             lines.append(
@@ -201,7 +211,7 @@ class Report:
     def _words(self) -> str:
         stops, warns = len(self.of("stop")), len(self.of("warn"))
         words = [html.badge(f"{stops} stop it", "bad")] * bool(stops)
-        words += [html.badge(f"{warns} warnings", "warn")] * bool(warns)
+        words += [html.badge(f"{warns} warning{'s' * (warns > 1)}", "warn")] * bool(warns)
         words += [html.badge(f"{self.share:.2%} refused", "warn")] * bool(self.refused)
         return " · ".join(words) or html.badge("clean", "good")
 
@@ -215,6 +225,6 @@ class Report:
         parts += [f"<div>quarantine: {html.show(self.quarantine.name)}</div>"] if self.quarantine else []
         if self.columns:
             sampled = self.columns[0]["sampled"]
-            of = f"of {sampled:,} of them" if sampled < self.accepted else "of all of them"
-            parts += [title(f"Accepted rows, drawn {of}"), _columns(self.columns)]
+            of = f", drawn from {sampled:,} of them" if sampled < self.accepted else ""
+            parts += [title(f"Accepted rows{of}"), _columns(self.columns)]
         return html.card(f"Feed {self.feed}", *parts, facts=facts)

@@ -1,7 +1,7 @@
 """What a check has seen so far: counts, reasons, and which rows count; the rows themselves go by.
 
 - `rows = accepted + refused`, always.
-- Memory is flat: accepted rows are kept up to 64 MB (a small feed is not read twice), refused ones wait in memory up to 64 MB and then go to the quarantine's file as they come.
+- Memory is flat: accepted rows are kept up to 32 MB (a small feed is not read twice), refused ones wait in memory up to 64 MB and then go to the quarantine's file as they come.
 - The quarantine appears whole or not at all.
 - With each batch comes a share of its accepted rows, drawn by the row's place in its file: the same rows on every machine. Distributions and drift are told from them."""
 
@@ -42,7 +42,7 @@ from .rule import roots
 if TYPE_CHECKING:
     import polars
 
-KEEP_BYTES = 1 << 26  # of accepted rows that a check keeps in memory
+KEEP_BYTES = 1 << 25  # of accepted rows that a check keeps in memory
 WAIT_BYTES = 1 << 26  # of refused rows that wait to be written
 SAMPLE_ROWS = 131_072  # about, of a whole feed
 SAMPLES = 3  # rows shown of a broken rule

@@ -1,7 +1,7 @@
 """The feed as a whole, told from its batches as they pass: each rule with its value, its limit and a verdict.
 
 - A watcher sees what its rule reads of the accepted rows, batch by batch, and remembers what its rule needs: counts, newest moments, distinct values, hashes of keys.
-- Hashes of keys go to disk past 2 million, in 64 files by their first bits; one of them at a time is sorted. 34 million keys need 9 MB of memory and 0.5 GB of disk while the check runs.
+- Hashes of keys go to disk past half a million, in 64 files by their first bits; one of them at a time is sorted. 34 million keys need 9 MB of memory and 0.5 GB of disk while the check runs.
 - The usual volume is the median of earlier checks of the same name, contract and filter that succeeded, each content once. Before the third there is nothing usual, and it is said so.
 - Drift is measured on the drawn rows, against the limits that were calibrated with the reference: past chance, and by enough to matter.
 - A partition that the feed's own filter leaves out is not missing."""
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # names in a message
 DISTINCT = 1_000_000  # values of a column that are told apart
-SPILL_ROWS = 2_000_000  # keys in memory
+SPILL_ROWS = 500_000  # keys in memory
 FILES = 64
 
 
@@ -152,7 +152,12 @@ class _Volume(Watcher):
             else f"{len(self.counts)} alike"
         )
         return _found(
-            self.rule, not odd, len(odd), f"{max(0, low):,.0f} to {high:,.0f} each", why, self.rule.by
+            self.rule,
+            not odd,
+            f"{len(odd):,} odd",
+            f"{max(0, low):,.0f} to {high:,.0f} each",
+            why,
+            self.rule.by,
         )
 
 
@@ -215,8 +220,9 @@ class _Fresh(Watcher):
         late = sorted((at, name) for name, at in self.newest.items() if context.now_s - at > within)
         newest = max(self.newest.values())
         told = [f"{rule.by}={name} ({_said(at)})" if rule.by else _said(at) for at, name in late]
-        why = f"late, newest: {_some(told)}" if late else f"newest: {_said(newest)}"
-        value = f"{max(0.0, context.now_s - (late[0][0] if late else newest)) / 3600:,.1f} h old"
+        why = f"late, the newest is {_some(told)}" if late else f"the newest is {_said(newest)}"
+        old_h = max(0.0, context.now_s - (late[0][0] if late else newest)) / 3600
+        value = f"{old_h / 24:,.0f} d old" if old_h > 72 else f"{old_h:,.1f} h old"
         return [_found(rule, not late, value, f"within {rule.within}", why, rule.column or "files")]
 
     def _files(self, context: Context) -> None:
@@ -335,6 +341,8 @@ class _Unique(Watcher):
         if not self.spilled:
             made = (tempfile.TemporaryFile(dir=self.scratch) for _ in range(FILES))
             self.spilled = [self.stack.enter_context(file) for file in made]
+        if not self.waiting:
+            return
         pairs = np.concatenate(self.waiting)
         pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
         ends = np.searchsorted(pairs[:, 0], np.arange(1, FILES, dtype=np.uint64) << np.uint64(58))
