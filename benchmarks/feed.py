@@ -357,25 +357,27 @@ PYTHONS = [
 # ---------------------------------------------------------------- one way, in its own process
 
 
+def family(pid: int) -> list[int]:
+    "A process and its descendants; by the kernel's own lists, for a look at every process costs more than what is measured."
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += family(int(child))
+    return found
+
+
 def anonymous_mb(pid: int) -> float:
     "Anonymous memory of a process and its children now."
-    import psutil
-
     total = 0
     try:
-        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            text = Path(f"/proc/{process.pid}/status").read_text()
+        for member in family(pid):
+            text = Path(f"/proc/{member}/status").read_text()
             total += sum(
                 int(line.split()[1]) for line in text.splitlines() if line.startswith(("RssAnon", "RssShmem"))
             )
-    except (OSError, psutil.Error):
+    except OSError:
         pass
     return total / 1024
-
-
-def watch_memory(peak: list[float], end: threading.Event) -> None:
-    while not end.wait(0.05):
-        peak[0] = max(peak[0], anonymous_mb(os.getpid()))
 
 
 def size_of(batch: Any) -> int:
@@ -395,8 +397,6 @@ def child(
     if name.startswith("workbench"):
         import workbench.data.batching
         import workbench.data.source  # noqa: F401
-    peak, end = [0.0], threading.Event()
-    threading.Thread(target=watch_memory, args=(peak, end), daemon=True).start()
     way = WAYS[name][0]
     if name == "workbench, cached":
         for _ in cached(path, columns, batch, **knobs):
@@ -413,9 +413,8 @@ def child(
         if time.perf_counter() - began > seconds:
             break
     took_s = time.perf_counter() - began
-    end.set()
     steady = (rows - first_rows) / (took_s - first_s) if rows > first_rows else rows / took_s
-    return {"rate": steady, "whole": rows / took_s, "first_s": first_s, "peak_mb": peak[0], "rows": rows}
+    return {"rate": steady, "whole": rows / took_s, "first_s": first_s, "rows": rows}
 
 
 def spread(name: str, path: Path, batch: int, seconds: float) -> float:
@@ -451,13 +450,19 @@ def run(name: str, **task: Any) -> dict[str, Any]:
         "WORKBENCH_TRACK": "false",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **here}, timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return (
-        json.loads(lines[-1])
-        if lines
-        else {"missing": (done.stderr.strip().splitlines() or ["failed"])[-1][:90]}
-    )
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, **here})
+        peak_mb = 0.0
+        while (
+            process.poll() is None
+        ):  # watched from outside: the way under test keeps its interpreter to itself
+            peak_mb = max(peak_mb, anonymous_mb(process.pid))
+            time.sleep(0.1)
+        texts = [file.seek(0) or file.read() for file in (out, err)]
+    lines = [line for line in texts[0].splitlines() if line.startswith("{")]
+    if not lines:
+        return {"missing": (texts[1].strip().splitlines() or ["failed"])[-1][:90]}
+    return json.loads(lines[-1]) | {"peak_mb": peak_mb}
 
 
 def has(python: str, module: str) -> bool:
@@ -486,7 +491,7 @@ def measure(
                 found[name] += [one] if "rate" in one else []
     print(f"\n{path.name}, {rows_of(path):,} rows, batch {batch:,}, {rounds} rounds")
     print(
-        f"{'':26}{'Mrows/s':>9}  {'[min to max]':16}{'of decode':>10}{'of raw':>8}{'quality':>9}{'first s':>9}{'peak MB':>9}"
+        f"{'':26}{'Mrows/s':>9}  {'[min to max]':19}{'of decode':27}{'of raw':24}{'quality':>8}{'first s':>9}{'peak MB':>9}{'rows':>13}"
     )
     limit, stacked = (found.get(name, []) for name in ("decode", "raw"))
     for name in names:
@@ -501,17 +506,20 @@ def measure(
             else f"{run(name, path=str(path), batch=batch, seconds=min(10.0, seconds), spread=1).get('spread', float('nan')):.2f}"
         )
         first, peak = (statistics.median(one[key] for one in found[name]) for key in ("first_s", "peak_mb"))
+        rows = max(
+            one["rows"] for one in found[name]
+        )  # slow ways stop after --seconds, or have a sample only
         noise = f"[{min(rates):.3g} to {max(rates):.3g}]"
         print(
-            f"{name:26}{statistics.median(rates):9.3g}  {noise:16}{ratio:>10}{of_raw:>8}{shuffled:>9}{first:9.2f}{peak:9.0f}",
+            f"{name:26}{statistics.median(rates):9.3g}  {noise:19}{ratio:27}{of_raw:24}{shuffled:>8}{first:9.2f}{peak:9.0f}{rows:13,}",
             flush=True,
         )
 
 
 def share(mine: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    "Median ratio of the rates of the same round."
+    "Median ratio of the rates of the same round, and how far it goes."
     both = [a["rate"] / b["rate"] for a, b in zip(mine, others, strict=False)]
-    return f"{statistics.median(both):.4g}"[:6] if both else ""
+    return f"{statistics.median(both):.3g} [{min(both):.3g} to {max(both):.3g}]" if both else ""
 
 
 def main() -> None:

@@ -171,6 +171,26 @@ def test_states_over_other_ranks_and_batch_sizes(small_units: None) -> None:
     assert seen == Counter(range(ROWS)) and len(json.dumps(state)) < 300
 
 
+def test_twenty_random_places_resume_over_other_ranks(small_units: None) -> None:
+    "From each, what is drawn before and after is every row once, and the same again."
+    rng = random.Random(20)
+    for _ in range(20):
+        before, after, size = rng.randrange(1, 5), rng.randrange(1, 6), rng.choice([16, 50, 64])
+        ranks = [loader(pieces(), rank=rank, world=before, batch_size=size) for rank in range(before)]
+        steps, seen = rng.randrange(1, len(ranks[0])), Counter[int]()
+        for batches in ranks:
+            passing = iter(batches)
+            for _ in range(steps):
+                seen.update(next(passing).tolist())
+            passing.close()
+        state = ranks[0].state()
+        rest = [
+            [drawn(loader(pieces(), rank=rank, world=after).resume(state)) for rank in range(after)]
+            for _ in range(2)
+        ]
+        assert rest[0] == rest[1] and seen + Counter(sum(rest[0], [])) == Counter(range(ROWS))
+
+
 def test_a_dropped_pass_counts_for_nothing(small_units: None) -> None:
     batches = loader(pieces())
     one = next(iter(batches)).tolist()

@@ -20,6 +20,7 @@ __all__ = [
     "UNUSED",
     "Host",
     "Cuda",
+    "cut",
     "landing",
     "Pass",
     "Batches",
@@ -124,6 +125,15 @@ class Cuda:
         for tensor in chunk[:-1]:
             tensor.record_stream(stream)
         return chunk[:-1]
+
+
+def cut(chunk: Sequence[Any], ends: list[int]) -> Iterator[list[Any]]:
+    "The arrays of each batch of a chunk; torch cuts all at once."
+    sizes = [stop - start for start, stop in zip(ends, ends[1:], strict=False)]
+    parts = [
+        array.split(sizes) if hasattr(array, "split") else np.split(array, ends[1:-1]) for array in chunk
+    ]
+    return map(list, zip(*parts, strict=True))
 
 
 def landing(device: str) -> Host | Cuda:
@@ -349,11 +359,11 @@ class Batches:
         try:
             while (item := self._next(running)) is not None:
                 ends, chunk = item[0].tolist(), self._landing.receive(item[1])
-                for start, stop in zip(ends, ends[1:], strict=False):
+                for arrays in cut(chunk, ends):
                     done += 1
                     self._stand(past, drawn + done * self.batch_size, done == len(edges) - 1)
                     arrived()
-                    yield self.shape([array[start:stop] for array in chunk])
+                    yield self.shape(arrays)
             if not done:
                 self._stand(past, 0, True)
         finally:
