@@ -83,8 +83,9 @@ def checked(rules: dict[str, Any], at: float | None = None) -> Job:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else "params"
-        said, about = first["msg"].removeprefix("Value error, "), Job.model_fields[key].description
-        raise BadInput(f"{key} = {rules.get(key)!r:.80}: {said}", f"accepted: {about}") from None
+        said, field = first["msg"].removeprefix("Value error, "), Job.model_fields.get(key)
+        hint = f"accepted: {field.description}" if field else f"known: {', '.join(Job.model_fields)}"
+        raise BadInput(f"{key} = {rules.get(key)!r:.80}: {said}", hint) from None
     check(project_path(job.notebook), job.given(time.time() if at is None else at))
     return job
 
