@@ -17,9 +17,13 @@ from workbench.base.ledger import Ledger
 from workbench.base.records import Run, runs
 from workbench.cli.cli import app
 from workbench.jobs import kernels
+from workbench.jobs.attempt import work
+from workbench.jobs.dues import claim, dues, launching, prepare
+from workbench.jobs.jobsfile import Job
 from workbench.jobs.pipeline import Step, run_pipeline
 from workbench.jobs.resume import resume, run_or_resume
 from workbench.jobs.runner import run
+from workbench.jobs.schedule import Decision
 
 CELLS = (
     "n: int = 1\nm: int = 2",
@@ -155,3 +159,18 @@ def test_with_warm_kernels(
         assert job.metrics == {"b": [1, 2]} and ran() == (1, 1)
     finally:
         kernels.stop()
+
+
+def test_a_retry_resumes_where_the_policy_says_so(project: Path, write: Write, ledger: Ledger) -> None:
+    job = Job(name="job", notebook="job.ipynb", cron="0 6 * * *", retries=1, backoff_s=0, resume=True)
+    prepare(ledger)
+    with ledger.change() as db:
+        key = claim(db, job, Decision(0.0, "run"), "cron", 0.0)
+    for end in ("1 / 0", END):
+        write(*CELLS, end)
+        with ledger.change() as db:
+            number = launching(db, key)
+        work(str(ledger.store.root), key, number)
+    assert (
+        dues(ledger)[0].status == "succeeded" and newest(ledger).metrics == {"b": [1, 2]} and ran() == (1, 1)
+    )

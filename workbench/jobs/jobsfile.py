@@ -79,6 +79,7 @@ class Job(BaseModel):
     backoff_s: float = Field(
         30.0, ge=0, le=86_400, description="seconds before the first retry; doubled each time"
     )
+    resume: bool = Field(False, description="true: a retry goes on at the cell that failed")
     timeout_s: float | None = Field(None, gt=0, description="seconds the notebook may take")
     cell_timeout_s: float | None = Field(None, gt=0, description="seconds each cell may take")
     overlap: Literal["skip", "queue", "cancel"] = Field("skip", description="skip, queue or cancel")
