@@ -96,7 +96,9 @@ def test_metrics_tell_what_happened_and_grow_with_nothing_a_stranger_sends(clien
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/v1/models/flights:predict", 405),
+        ("GET", "/live.json", 200),
+        ("GET", "/v2/models/flights", 200),
         ("GET", "/docs", 404),
         ("GET", "/predict", 405),
         ("POST", "/healthz", 405),

@@ -2,6 +2,7 @@
 
 - `POST /predict` with `{"row": {...}}` or `{"rows": [...]}`. `/healthz` and `/readyz` are open; `/metrics`, `/openapi.json` and everything else want the token.
 - A request is validated by the contract that the feed was checked with, and by nothing else: what training refused, serving refuses.
+- The same engine speaks `/v1/models/NAME:predict`, `:stream` (server-sent events) and the Open Inference Protocol under `/v2`. `/` is a live page.
 - The engine runs while the app does: requests are answered in batches, within their deadlines, by whatever version the reference means now.
 - Clients with scopes and rates of their own stand in `clients.json` in the store, as SHA-256 of their tokens.
 - The port is taken before anything is loaded. The token is made once, 0600, and never printed: the log says where it is.
@@ -22,6 +23,7 @@ import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..base import events, records
@@ -34,8 +36,10 @@ from .clients import Client, Clients, check_strength, load_clients
 from .desk import Desk, Handler, Hot
 from .engine import Engine
 from .guard import LOOPBACK_HOSTS, Guard
+from .inference import metadata
 from .meters import Meters
-from .refusal import Limits, Refusal
+from .page import HEADERS, PAGE, live
+from .refusal import Limits, Receive, Refusal, Scope, Send
 from .requestlog import RequestLog
 
 if TYPE_CHECKING:
@@ -54,11 +58,10 @@ def create_app(
     hosts: frozenset[str] | None = LOOPBACK_HOSTS,  # Host names answered to; None: any
 ) -> "fastapi.FastAPI":
     "The ASGI app around an engine, which it runs; `app.state.meters` are its metrics."
-    fastapi = need("fastapi", extra="serve")
     check_strength(token)
     limits = Limits(body_bytes=max_body_bytes, rows=max_rows)
     meters = Meters([engine], [log] if log else [])
-    app = fastapi.FastAPI(
+    app = _service()(
         title=engine.name,
         docs_url=None,
         redoc_url=None,
@@ -67,13 +70,30 @@ def create_app(
         lifespan=lambda app: _running(engine),
     )
     app.state.meters = meters
-    app.add_middleware(Hot, routes=_routes(Desk(engine, limits, log)))
+    hot = Hot(app.pages, routes=_routes(Desk(engine, limits, log)))
     everybody = Clients.of(token, clients)
-    app.add_middleware(Guard, token=everybody, limits=limits, hosts=hosts, observe=meters.observe)
+    app.front = Guard(hot, token=everybody, limits=limits, hosts=hosts, observe=meters.observe)
     app.add_exception_handler(need("starlette.exceptions", extra="serve").HTTPException, _no_such_route)
+    app.add_exception_handler(Exception, _page_failed)
     for path, page in _pages(engine, limits, meters).items():
         app.add_route(path, page, methods=["GET"])
     return app
+
+
+@cache
+def _service() -> "type[fastapi.FastAPI]":
+    "FastAPI for the pages, behind a front that answers before any of its layers is asked."
+
+    class Service(need("fastapi", extra="serve").FastAPI):
+        front: Guard
+
+        async def pages(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await super().__call__(scope, receive, send)
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.front(scope, receive, send)
+
+    return Service
 
 
 @contextlib.asynccontextmanager
@@ -84,13 +104,30 @@ async def _running(engine: Engine) -> AsyncIterator[None]:
 
 
 def _routes(desk: Desk) -> dict[str, Handler]:
-    return {"/predict": desk.predict, f"/v1/models/{desk.engine.name}:predict": desk.predict}
+    name = desk.engine.name
+    return {
+        "/predict": desk.predict,
+        f"/v1/models/{name}:predict": desk.predict,
+        f"/v1/models/{name}:stream": desk.stream,
+        f"/v2/models/{name}/infer": desk.infer,
+    }
 
 
-async def _no_such_route(request: Any, error: Any) -> None:
+async def _no_such_route(request: Any, error: Any) -> Any:
     headers = tuple((k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items())
     message = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    raise Refusal(error.status_code, "no_route", message, ("path",), headers)
+    return _as_response(request, Refusal(error.status_code, "no_route", message, ("path",), headers))
+
+
+async def _page_failed(request: Any, error: Exception) -> Any:
+    return _as_response(request, Refusal(500, "internal", f"the page failed ({type(error).__name__})"))
+
+
+def _as_response(request: Any, refusal: Refusal) -> Any:
+    response = need("starlette.responses", extra="serve").Response
+    headers = {name.decode(): value.decode() for name, value in refusal.headers}
+    body = refusal.body(request.scope["exchange"].id)
+    return response(body, refusal.status, headers=headers, media_type="application/json")
 
 
 # %% ../../notebooks/50_serve/50_app.ipynb #pages
@@ -105,12 +142,19 @@ def _pages(engine: Engine, limits: Limits, meters: Meters) -> dict[str, Callable
         "/metrics": lambda: (meters.text(), _TEXT),
         "/openapi.json": lambda: (json.dumps(openapi(engine, limits)).encode(), _JSON),
     }
+    yes, name = lambda: (b"{}", _JSON), engine.name
+    made |= {"/v2/health/live": yes, "/v2/health/ready": yes, f"/v2/models/{name}/ready": yes}
+    server = {"name": "workbench", "version": "2", "extensions": ["binary_tensor_data"]}
+    made["/v2"] = lambda: (json.dumps(server).encode(), _JSON)
+    made[f"/v2/models/{name}"] = lambda: (json.dumps(metadata(engine)).encode(), _JSON)
+    made["/live.json"] = lambda: (json.dumps(live(engine, meters)).encode(), _JSON)
+    made["/"] = lambda: (PAGE, "text/html; charset=utf-8")
     response = need("starlette.responses", extra="serve").Response
 
     def _page(make: Callable[[], tuple[bytes, str]]) -> Callable[[Any], Any]:
         async def show(request: Any) -> Any:
             content, kind = make()
-            return response(content, media_type=kind)
+            return response(content, media_type=kind, headers=HEADERS if content is PAGE else None)
 
         return show
 

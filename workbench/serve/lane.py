@@ -28,7 +28,7 @@ from .checker import Checker, Values
 from .counts import Counts
 from .policy import SIZES, Overloaded, Policy
 
-INLINE_S = 0.001  # a batch that takes longer runs in a thread
+INLINE_S = 0.002  # a batch that takes longer runs in a thread
 WARM_S = 0.3  # spent on measuring batch sizes
 WARM_CALLS = 3
 now = time.monotonic

@@ -62,6 +62,7 @@ class Policy:
     max_rows: int = SIZES[-1]
     seconds: dict[int, float] = field(default_factory=dict)  # by batch size
     best_rows: int = 1
+    _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
 
     def __post_init__(self) -> None:
         if not (self.deadline_s > 0 and 0 < self.headroom <= 1 and self.max_rows >= 1):
@@ -78,6 +79,7 @@ class Policy:
         else:
             self.seconds[size] = known + LEARN * (min(took_s, JUMP * known) - known)
         self.best_rows = self._best()
+        self._memo.clear()
 
     def _best(self) -> int:
         sizes = sorted(self.seconds)
@@ -103,8 +105,12 @@ class Policy:
 
     def work_s(self, rows: int) -> float:
         "Seconds until `rows` that wait are scored, in batches of the best size."
-        full, rest = divmod(rows, self.best_rows)
-        return full * self.expected_s(self.best_rows) + self.expected_s(rest)
+        found = self._memo.get(rows)
+        if found is None:
+            full, rest = divmod(rows, self.best_rows)
+            found = full * self.expected_s(self.best_rows) + self.expected_s(rest)
+            self._memo[rows] = found
+        return found
 
     def admit(
         self,
