@@ -27,7 +27,11 @@ ray_words = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-pytestmark = [*ray_words, pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [
+    *ray_words,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -301,11 +305,11 @@ def test_rays_own_tasks_and_actors_end_too(there: Any) -> None:
 @pytest.mark.ray
 def test_a_cell_goes_and_its_names_come_back(there: Any, capfd: Any) -> None:
     space: dict[str, Any] = {"x": [1, 2], "scale": 3, "unused": threading.Lock()}
-    code = "import math\ndef times(v):\n    return v * scale\ny = [times(v) for v in x]\nx[0] = 9\nf = open('/dev/null')\nprint('there')\nlen(y)"
+    code = "import math\ndef times(v):\n    return v * scale\ny = [times(v) for v in x]\nx[0] = 9\nimport threading\nf = threading.Lock()\nprint('there')\nlen(y)"
     assert take(start_cell(code, space, Needs()).result(), space) == 2
     assert (space["y"], space["x"], space["times"](2), space["math"].floor(1.5)) == ([3, 6], [9, 2], 6, 1)
     said = capfd.readouterr()
-    assert said.out == "there\n" and "f (_io.TextIOWrapper)" in said.err and "f" not in space
+    assert said.out == "there\n" and "f (_thread.lock)" in said.err and "f" not in space
     with pytest.raises(BadInput, match="'unused'.*lock"):
         start_cell("z = str(unused)", space, Needs())
 

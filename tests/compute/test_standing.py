@@ -123,10 +123,10 @@ def test_this_machine_has_something() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_rays_own_schema_takes_the_yaml(provider: str, spot: bool) -> None:
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     made = ray_yaml(Settings(cluster_provider=provider, cluster_spot=spot, cluster_gpus=1))
-    validate_config(made)
+    validate_config(prepare_config(made))
     assert spot == ("spot" in json.dumps(made).lower() or "preemptible" in json.dumps(made))
     assert "spot" not in json.dumps(made["available_node_types"]["head"]).lower()
 

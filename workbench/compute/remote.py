@@ -163,7 +163,7 @@ def _settle(record: Run, end: dict[str, Any], log: str, needs: Needs) -> None:
 
 
 # %% ../../notebooks/10_compute/30_remote.ipynb #pending
-@dataclass
+@dataclass(repr=False)
 class Pending:
     "Work that was sent; `result()` waits for it, prints what it printed and returns what it returned."
 
@@ -195,6 +195,8 @@ class Pending:
 
     def __str__(self) -> str:
         return f"{self.name} is at work as run {self.run}; result() waits for it"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html.card(self.name, facts={"run": self.run, "again": f"wb.attach('{self.run}')"})

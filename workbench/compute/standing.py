@@ -30,6 +30,7 @@ from .cluster import Standing, head, here_stands
 
 START_WITHIN_S = 180.0  # Ray takes 7 to 10 s on a quiet machine
 END_WITHIN_S = 30.0
+_held: list["subprocess.Popen[bytes]"] = []  # what this process started is its child, and is not let go of
 
 
 # %% ../../notebooks/10_compute/12_standing.ipynb #stay
@@ -97,6 +98,7 @@ def up(
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True, env=environment,
             )  # fmt: skip
+        _held.append(process)
         try:
             found = _wait_for(process, book, begun)
         except BaseException:
@@ -126,5 +128,6 @@ def down(store: Store | None = None) -> Status:
         time.sleep(0.05)
     if process_started(found.pid) == found.pid_started:
         os.kill(found.pid, signal.SIGKILL)  # its guard ends the rest
+    _held[:] = [process for process in _held if process.poll() is None]
     book.path("cluster.json").unlink(missing_ok=True)
     return Status(False, None, time.monotonic() - begun)

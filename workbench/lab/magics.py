@@ -20,7 +20,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 
 # %% ../../notebooks/90_lab/05_magics.ipynb #background
-@dataclass
+@dataclass(repr=False)
 class Background:
     "A cell that runs on the cluster while the kernel goes on."
 
@@ -35,6 +35,8 @@ class Background:
 
     def __str__(self) -> str:
         return str(self.pending)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return self.pending._repr_html_()
