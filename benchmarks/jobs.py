@@ -102,6 +102,7 @@ def jupyter_scheduler(folder: Path) -> Iterator[Asked]:
             with contextlib.suppress(OSError, ValueError):
                 asked("scheduler/config")
                 break
+            assert server.poll() is None, (own / "log").read_text()
             time.sleep(0.1)
         yield asked
     finally:
