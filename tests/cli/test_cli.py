@@ -257,8 +257,10 @@ def test_every_verb_takes_json_and_explains_itself() -> None:
         assert "--json" in workbench(verb, "--help").stdout
 
 
-def test_doctor_finds_what_is_wrong(project: Path) -> None:
+def test_doctor_finds_what_is_wrong(project: Path, tmp_path: Path) -> None:
     assert workbench("doctor").returncode == 0
+    nowhere = workbench("doctor", cwd=tmp_path)
+    assert nowhere.returncode == 0 and f"no settings.ini in {tmp_path}" in nowhere.stdout
     (project / "settings.ini").write_text("[laptop]\nprot = 80\n")
     broken = json.loads(workbench("doctor", "--json").stdout)
     assert [f["check"] for f in broken if f["level"] == "bad"][0] == "settings" and len(broken) > 10

@@ -219,7 +219,7 @@ def test_of_schedulers_started_together_one_leads(house: Callable[[int, int], Ho
     for _ in range(times):
         pair = [one.start(), one.start()]
         one.wait(
-            lambda pair=pair: {row["pid"] for row in members(one.ledger)} >= {p.pid for p in pair}, 20, "both"
+            lambda pair=pair: {row["pid"] for row in members(one.ledger)} >= {p.pid for p in pair}, 60, "both"
         )
         one.wait(lambda: bool(_leaders(one.ledger)), 10, "a leader")
         fence = one.ledger.query("select fence from schedule_lead")[0][0]
@@ -235,7 +235,7 @@ def test_of_schedulers_started_together_one_leads(house: Callable[[int, int], Ho
 def test_a_killed_leader_is_followed_within_five_seconds(house: Callable[[int, int], House]) -> None:
     one = house(1, 30)
     pair = {process.pid: process for process in (one.start(), one.start())}
-    one.wait(lambda: len(members(one.ledger)) == 2 and bool(_leaders(one.ledger)), 20, "both")
+    one.wait(lambda: len(members(one.ledger)) == 2 and bool(_leaders(one.ledger)), 60, "both")
     old = _leaders(one.ledger)[0]
     one.kill(pair[old])
     took_s = one.wait(lambda: _leaders(one.ledger) not in ([], [old]), 10, "a new leader")
@@ -245,12 +245,11 @@ def test_a_killed_leader_is_followed_within_five_seconds(house: Callable[[int, i
 def test_a_stopped_leader_that_wakes_cannot_write(house: Callable[[int, int], House]) -> None:
     one = house(1, 1)
     old = one.start()
-    one.wait(lambda: one.count() > 0, 20, "a claim")
-    old.send_signal(signal.SIGSTOP)
+    one.wait(one.effects.exists, 60, "a run")
     other = one.start()
-    begin = time.monotonic()
-    one.wait(lambda: _leaders(one.ledger) == [other.pid], 10, "the other to lead")
-    assert time.monotonic() - begin <= 5 + 1  # a second for Python to start
+    one.wait(lambda: len(members(one.ledger)) == 2, 60, "the other to stand by")
+    old.send_signal(signal.SIGSTOP)
+    assert one.wait(lambda: _leaders(one.ledger) == [other.pid], 30, "the other to lead") <= 5
     fence = one.ledger.query("select fence from schedule_lead")[0][0]
     old.send_signal(signal.SIGCONT)
     time.sleep(1.5)

@@ -26,6 +26,8 @@ from workbench.base.errors import (
 )
 from workbench.base.ledger import Ledger
 from workbench.base.records import find, runs
+from workbench.jobs import control
+from workbench.jobs.dues import attempts, dues
 from workbench.jobs.onray import attach, run
 from workbench.models.shelf import Shelf, load
 
@@ -240,6 +242,64 @@ def test_what_cannot_be_sent_is_said_before_anything_starts(
     done = subprocess.run([*CLI, "run", "nowhere", "--attach"], capture_output=True, text=True)
     assert done.returncode == 3 and "nowhere" in done.stderr
     assert runs() == []
+
+
+SCHEDULED = """[jobs.night]
+notebook = "job.ipynb"
+cron = "0 6 * * *"
+on = "ray"
+params = {day = "{date}"}
+"""
+DAY = "from datetime import date\nday: date = date(2013, 1, 1)"
+
+
+def counted(sleep: str) -> str:
+    "A cell that leaves a line for each time it began, and one for its key."
+    here = str(Path.cwd() / "began")
+    return f"""import os, subprocess
+from workbench.jobs import result
+with open({here!r}, "a") as file:
+    file.write(os.environ["WORKBENCH_RUN_KEY"] + chr(10))
+subprocess.run(["sleep", "{sleep}"])
+result(day=str(day))"""
+
+
+@pytest.mark.ray
+def test_a_due_time_runs_on_the_cluster_under_its_key(write: Any, far: str, ledger: Ledger) -> None:
+    write(DAY, counted("0"))
+    Path("jobs.toml").write_text(SCHEDULED)
+    command = [*CLI, "schedule", "run", "night", "--due", "2026-05-01T06:00:00", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    due = dues(ledger)[0]
+    assert (due.key, due.status, due.tries) == ("night@2026-05-01T06:00:00Z", "succeeded", 1)
+    assert find(due.run).metrics == {"day": "2026-05-01"} and (find(due.run).folder / "ray.json").is_file()
+    assert Path("began").read_text().split() == [due.key]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_try_goes_on_on_the_cluster_and_the_next_one_follows_it(
+    write: Any, far: str, ledger: Ledger
+) -> None:
+    work = f"9.{os.getpid()}"
+    write(DAY, counted(work))
+    Path("jobs.toml").write_text(SCHEDULED)
+    control.backfill("night", "2026-05-01", ledger=ledger)
+    code = "from workbench.cli.schedule import main; main()"
+    scheduler = subprocess.Popen([sys.executable, "-c", code, "start"], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: processes(f"sleep {work}"))
+        os.kill(dues(ledger)[0].pid or 0, signal.SIGKILL)
+        wait_until(lambda: dues(ledger)[0].status == "succeeded", 90)
+    finally:
+        scheduler.terminate()
+        scheduler.wait()
+    due = dues(ledger)[0]
+    assert [one.status for one in attempts(ledger, due.key)] == ["interrupted", "succeeded"]
+    assert Path("began").read_text().split() == [due.key], "it began once"
+    assert find(due.run).status == "succeeded" and find(due.run).metrics == {"day": "2026-05-01"}
+    assert [run.id for run in runs(kind="job")] == [due.run]
 
 
 @pytest.mark.ray

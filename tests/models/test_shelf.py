@@ -127,7 +127,7 @@ def test_what_is_not_there_says_what_is(shelf: Shelf, ref: str, says: str) -> No
 @pytest.mark.parametrize("wrong", [None, 3, {"name": "flights"}])
 def test_what_is_no_reference_is_said(shelf: Shelf, wrong: Any) -> None:
     for call in (load, as_bundle):
-        with pytest.raises(BadInput, match=f"model: expected str.*got {type(wrong).__name__}"):
+        with pytest.raises(BadInput, match="model is .*expected str or Path"):
             call(wrong, shelf.ledger)
     with pytest.raises(BadInput, match="expected str"):
         shelf.add(wrong, **toy.linear_parts())

@@ -115,9 +115,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(shelf: Shelf,
     other = Contract("other", {"rain": Column("float"), "delay": Column("float", role="outcome")})
     wrong = {
         "calls=0": (bundle, feed, {"calls": 0}),
-        "calls: expected int": (bundle, feed, {"calls": "5"}),
-        "feed: expected Feed, got str": (bundle, "x.parquet", {}),
-        "model: expected": (None, feed, {}),
+        "calls is '5', expected int": (bundle, feed, {"calls": "5"}),
+        "feed is 'x.parquet', expected Feed": (bundle, "x.parquet", {}),
+        "model is None, expected": (None, feed, {}),
         "has no outcomes": (bundle, Feed(feed.files, toy.CONTRACT, outcomes=False), {}),
         "has no column 'wind'": (bundle, Feed(feed.files, other), {}),
     }

@@ -92,9 +92,9 @@ def test_evidence_on_the_training_rows_is_refused(evidence) -> None:
 
 @pytest.mark.parametrize("wrong", ["flights/1", None, 0.7])
 def test_only_evidence_is_judged(evidence, wrong) -> None:
-    with pytest.raises(BadInput, match=f"challenger: expected Evidence, got {type(wrong).__name__}"):
+    with pytest.raises(BadInput, match="challenger is .*, expected Evidence"):
         judge(wrong, baseline=evidence(), champion=None)
-    with pytest.raises(BadInput, match="baseline: expected Evidence"):
+    with pytest.raises(BadInput, match="baseline is .*, expected Evidence"):
         judge(evidence(), baseline=wrong, champion=None)
 
 

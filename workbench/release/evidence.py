@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput
+from ..base.errors import BadInput, expected
 from ..base.ledger import Ledger
 from ..base.progress import Tracker, track
 from ..base.records import Run, start
@@ -28,7 +28,7 @@ from ..data.contract import Columns, near
 from ..data.feed import Feed
 from ..data.labels import Audit
 from ..models.bundle import Bundle, plain
-from ..models.shelf import as_bundle, expect
+from ..models.shelf import as_bundle
 from ..serve.engine import Engine
 from ..train.metrics import score, slices
 
@@ -82,8 +82,8 @@ class Evidence:
 # %% ../../notebooks/60_release/10_evidence.ipynb #groups
 def _check_given(bundle: Bundle, feed: Feed, calls: int) -> None:
     "Raise `BadInput` for a feed this bundle cannot be measured on, before anything is read."
-    expect(feed, Feed, "feed", "use Feed('rows.parquet', bundle.contract)")
-    expect(calls, int, "calls", f"use a whole number, such as {CALLS}")
+    expected("feed", feed, Feed, "use Feed('rows.parquet', bundle.contract)")
+    expected("calls", calls, int, f"use a whole number, such as {CALLS}")
     if calls < 1:
         raise BadInput(f"calls={calls}: no request, no latency", f"give 1 or more; {CALLS} unless told")
     if not feed.outcomes:
@@ -186,7 +186,7 @@ def measure(
 
 def _audited(audit: Audit | None, feed: Feed) -> dict[str, float]:
     "What an audit of this feed's labels measured."
-    expect(audit, (Audit, type(None)), "labels", "use wb.labels.audit(feed, recipe=...)")
+    expected("labels", audit, (Audit, type(None)), "use wb.labels.audit(feed, recipe=...)")
     if audit and audit.fingerprint != feed.fingerprint():
         raise BadInput(
             f"the labels of '{audit.name}' were audited on other rows", f"audit feed '{feed.name}'"

@@ -28,9 +28,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..base import html
-from ..base.errors import BadInput
+from ..base.errors import BadInput, expected
 from ..data.contract import near
-from ..models.shelf import expect
 from .evidence import Evidence
 
 SLICE_ROWS = 500  # a smaller slice's AUC moves by chance more than the limit allows
@@ -213,7 +212,7 @@ def judge(
         ("baseline", baseline),
         ("champion", champion or baseline),
     ):
-        expect(given, Evidence, what, "use measure(bundle, feed)")
+        expected(what, given, Evidence, "use measure(bundle, feed)")
         _same_rows(challenger, given)
     if challenger.trained_on and challenger.trained_on == challenger.fingerprint:
         what = f"{challenger.ref} was measured on the rows it was trained on"

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base import audit, html
-from ..base.errors import BadInput, GateRefused, NotAllowed, NotFound
+from ..base.errors import BadInput, GateRefused, NotAllowed, NotFound, expected
 from ..base.ledger import Ledger
 from ..base.records import runs, start
 from ..base.settings import load_settings
@@ -41,7 +41,7 @@ from ..base.store import atomic_write
 from ..data.feed import Feed
 from ..models.approved import is_approved
 from ..models.bundle import Bundle
-from ..models.shelf import CHAMPION, Shelf, as_bundle, check_name, expect
+from ..models.shelf import CHAMPION, Shelf, as_bundle, check_name
 from workbench.release.approval import (
     ASKS,
     Request,
@@ -122,7 +122,7 @@ def promote(
     ledger: Ledger | None = None,
 ) -> Promotion | Request:
     "Point `alias` at a bundle that passed its gates, or ask for the approval it needs; a recorded run, refused or not."
-    expect(verdict, Verdict, "verdict", "use judge(evidence, baseline=..., champion=...)")
+    expected("verdict", verdict, Verdict, "use judge(evidence, baseline=..., champion=...)")
     bundle = as_bundle(bundle, ledger)
     if not bundle.version:
         raise BadInput(
