@@ -80,7 +80,7 @@ def test_stalls_of_our_loader_are_found(monkeypatch: pytest.MonkeyPatch, guilty:
         passing.close()
         truth = waited / (time.perf_counter() - began)
     assert s.guilty == guilty and s.batches == 25
-    assert s.share == pytest.approx(truth, abs=POINTS) and 0.3 < truth < 0.7
+    assert s.share == pytest.approx(truth, abs=POINTS) and 0.2 < truth < 0.9  # a busy machine waits more
     assert s.shares()[guilty] == pytest.approx(truth, abs=POINTS)
 
 
@@ -125,15 +125,21 @@ def test_stages_of_the_loop_itself() -> None:
 
 
 def test_a_loader_that_says_nothing_and_one_with_threads_that_do() -> None:
+    waits: list[float] = []
+
     def foreign() -> Iterator[int]:
         for _ in range(5):
+            asked = time.perf_counter()
             time.sleep(0.03)
+            waits.append(time.perf_counter() - asked)
             yield 1
 
     with stalls(show=False) as s:
         for _ in s.watch(foreign()):
             time.sleep(0.02)
-    assert s.guilty == "load" and s.share == pytest.approx(0.6, abs=POINTS) and s.batches == 5
+    assert s.guilty == "load" and s.batches == 5
+    assert s.share == pytest.approx(sum(waits) / s.wall_s, abs=POINTS)
+    waits.clear()
 
     def worker(done: threading.Event) -> None:
         with stage("decode"):
@@ -142,15 +148,17 @@ def test_a_loader_that_says_nothing_and_one_with_threads_that_do() -> None:
 
     def threaded() -> Iterator[int]:
         for _ in range(5):
-            done = threading.Event()
+            asked, done = time.perf_counter(), threading.Event()
             threading.Thread(target=worker, args=(done,)).start()
             done.wait()
+            waits.append(time.perf_counter() - asked)
             yield 1
 
     with stalls(show=False) as s:
         for _ in s.watch(threaded()):
             time.sleep(0.02)
-    assert s.guilty == "decode" and s.shares()["decode"] == pytest.approx(0.6, abs=POINTS)
+    assert s.guilty == "decode"
+    assert s.shares()["decode"] == pytest.approx(sum(waits) / s.wall_s, abs=POINTS)
 
 
 def test_a_data_loader_of_torch_is_watched() -> None:
