@@ -26,12 +26,15 @@ Modules:
 - `workbench.cli.approvals`: `workbench approve 7 -m "slices hold"`: a promotion that waits for people is answered, and who said what is kept.
 - `workbench.cli.cli`: The same verbs in a terminal.
 - `workbench.cli.client`: A service in a process of its own, asked over real HTTP.
+- `workbench.cli.cluster`: `workbench cluster up`: every kernel from here on connects in a moment.
 - `workbench.cli.debug`: `workbench debug RUN`: JupyterLab on the kernel of a failed job, with everything in it as it was.
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
 - `workbench.cli.labels`: `workbench labels audit FEED`: which labels are probably wrong, and a gate that stops a pipeline.
+- `workbench.cli.load`: `workbench load NAME --rate 100 --rate 400 --spike 10`: the curve of a service that runs here, and its knee.
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
+- `workbench.cli.plan`: `workbench plan 8b --gpus 64`: layout, memory, speed and price of a training on paper.
 - `workbench.cli.quarantine`: `workbench quarantine list|show|replay`: what was refused, why, and back in when it passes.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
@@ -41,9 +44,12 @@ Modules:
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
 - `workbench.compute.keeper`: The one that stays at the cluster with the work, so that a kernel may go and come back.
+- `workbench.compute.plan`: Where, how long, how much: before it runs; and afterwards how wrong that was.
 - `workbench.compute.remote`: `@wb.remote` and `wb.map`: one function on the cluster, with the kernel's code, an interrupt that interrupts, and nothing lost.
 - `workbench.compute.resources`: What this process may really use: cores, memory, devices; and which doors of ours stand open.
+- `workbench.compute.roofline`: On paper: what a model needs on each device, how long a step takes, what it costs; up to 100 billion parameters and 1,000 GPUs.
 - `workbench.compute.session`: `wb.cluster()`: one line, and this kernel has the cluster of its profile.
+- `workbench.compute.sharding`: Which way to spread a model over how many devices: every layout is tried on paper, the fastest that fits is taken.
 - `workbench.compute.shipping`: The code that runs there is the code that runs here; where it cannot be, the file is named.
 - `workbench.compute.standing`: A Ray that waits: `workbench cluster up` once, and every kernel connects in a moment.
 - `workbench.compute.stop`: An interrupted cell ends what it started on the cluster, also by Ray's own calls.
@@ -64,6 +70,7 @@ Modules:
 - `workbench.data.duplicates`: Rows that are the same, or nearly, and carry different labels: one of them is wrong.
 - `workbench.data.feed`: Where data comes from, plus what it must be: checked before it is used, refused rows kept with their reasons.
 - `workbench.data.filesystem`: Where files are: this machine, object storage, HTTP. Reads that stall, break off or crawl are tried again, then named with file and byte.
+- `workbench.data.held`: Rows held against a reference that was written when all was well: which columns moved, by more than chance and by enough to matter.
 - `workbench.data.images`: A folder of pictures is a feed too: its folders are the labels, and a picture that cannot be decoded is a refused row.
 - `workbench.data.infer`: A first contract for rows that nobody has described yet, as Python to paste into a notebook and think about.
 - `workbench.data.ipc`: Arrow's own file and stream, read batch by batch.
@@ -116,9 +123,11 @@ Modules:
 - `workbench.jobs.keeper`: A kernel, and whatever it started, ends when its job ends.
 - `workbench.jobs.kept`: The kernel of a failed job stays for a while, with everything in it, and then it goes.
 - `workbench.jobs.kernels`: A job starts in a tenth of a second, or says why not.
+- `workbench.jobs.kernelspec`: A warm kernel for everybody who starts kernels: JupyterLab, nbclient, `jupyter execute`, by the name of a kernelspec.
 - `workbench.jobs.keys`: The same key, the same work: what a cell's values are known by, found by walking through a notebook as it would run.
 - `workbench.jobs.kinds`: What a parameter may be, read from its annotation's syntax and never evaluated.
 - `workbench.jobs.lead`: Several schedulers may run; one leads, and one that has lost the lead cannot write.
+- `workbench.jobs.line`: The line to a process that is warm already: where it is, whether it would do, and one request. As light as can be.
 - `workbench.jobs.live`: JupyterLab's buttons work on a kernel that it did not start.
 - `workbench.jobs.meter`: What each cell took: seconds, and memory at its highest.
 - `workbench.jobs.newdata`: A job is due when the files it reads are other files than before, and have stopped changing.
@@ -126,6 +135,7 @@ Modules:
 - `workbench.jobs.onray`: The same notebook on a cluster, the same record here.
 - `workbench.jobs.outcome`: A notebook says what came out of it; the record of its run keeps it.
 - `workbench.jobs.outputs`: What a cell may leave in the executed notebook: up to 10 MB, streams in one piece, what went wrong always.
+- `workbench.jobs.papermill`: `papermill --engine workbench in.ipynb out.ipynb` is Papermill, in a kernel that is warm already.
 - `workbench.jobs.parcel`: What a job takes to another machine, and what it brings back: in one file, checked, and nothing is overwritten.
 - `workbench.jobs.pieces`: Names of a notebook that share something, as bytes in files of known formats, checked byte for byte before they are opened.
 - `workbench.jobs.pipeline`: Several notebooks, ordered by what they read and write; what is unchanged is not run again.
@@ -163,6 +173,7 @@ Modules:
 - `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
 - `workbench.release.people`: Who may do what; a token is shown once and kept only as its hash.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
+- `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
@@ -173,8 +184,11 @@ Modules:
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
+- `workbench.serve.inference`: The Open Inference Protocol (v2): what KServe's and Triton's clients speak, JSON or binary.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
+- `workbench.serve.load`: How a service bears what comes: requests that do not wait for each other, counted from the moment they were due.
 - `workbench.serve.meters`: What a service counted, as Prometheus reads it and as a run keeps it.
+- `workbench.serve.page`: The service as it is now, on one page: requests, latency, batches, cache, versions.
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
@@ -195,6 +209,7 @@ Modules:
 - `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
 - `workbench.train.scaling`: Your own training loop: here under the debugger, on many workers, through kills and restarts, without another line in it.
 - `workbench.train.shard`: A model larger than one device: built without memory, cut over the ranks, filled block by block.
+- `workbench.train.speed`: Ways to train faster that have to prove themselves: precision, schedules, compilation.
 - `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else.
 - `workbench.train.work`: What your own loop gets to be distributed and resumable: `prepare`, `batches`, `report`, `checkpoint`."""
 
@@ -209,6 +224,7 @@ if TYPE_CHECKING:
     from workbench.base.progress import track
     from workbench.base.records import Run, runs
     from workbench.base.settings import project_path
+    from workbench.compute.plan import plan
     from workbench.compute.remote import attach, map, remote
     from workbench.compute.session import cluster
     from workbench.data.contract import Column, Contract, Rule
@@ -274,6 +290,7 @@ _HOME = {
     "load": "models.shelf",
     "map": "compute.remote",
     "measure": "release.evidence",
+    "plan": "compute.plan",
     "predict": "serve.batch",
     "project_path": "base.settings",
     "promote": "release.registry",

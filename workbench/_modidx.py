@@ -655,7 +655,20 @@ d = {
             "workbench.cli.labels.decisions": ("95_cli/labels.html#decisions", "workbench/cli/labels.py"),
             "workbench.cli.labels.register": ("95_cli/labels.html#register", "workbench/cli/labels.py"),
         },
+        "workbench.cli.load": {
+            "workbench.cli.load._load": ("95_cli/load.html#_load", "workbench/cli/load.py"),
+            "workbench.cli.load.factor": ("95_cli/load.html#factor", "workbench/cli/load.py"),
+            "workbench.cli.load.load_service": ("95_cli/load.html#load_service", "workbench/cli/load.py"),
+            "workbench.cli.load.register": ("95_cli/load.html#register", "workbench/cli/load.py"),
+            "workbench.cli.load.varied": ("95_cli/load.html#varied", "workbench/cli/load.py"),
+        },
         "workbench.cli.main": {"workbench.cli.main.main": ("95_cli/main.html#main", "workbench/cli/main.py")},
+        "workbench.cli.plan": {
+            "workbench.cli.plan._said": ("95_cli/plan.html#_said", "workbench/cli/plan.py"),
+            "workbench.cli.plan._served": ("95_cli/plan.html#_served", "workbench/cli/plan.py"),
+            "workbench.cli.plan.plan": ("95_cli/plan.html#plan", "workbench/cli/plan.py"),
+            "workbench.cli.plan.register": ("95_cli/plan.html#register", "workbench/cli/plan.py"),
+        },
         "workbench.cli.quarantine": {
             "workbench.cli.quarantine.Sheet": ("95_cli/quarantine.html#sheet", "workbench/cli/quarantine.py"),
             "workbench.cli.quarantine.Sheet.__init__": (
@@ -2459,6 +2472,14 @@ d = {
                 "workbench/data/filesystem.py",
             ),
         },
+        "workbench.data.held": {
+            "workbench.data.held._moved": ("20_data/held.html#_moved", "workbench/data/held.py"),
+            "workbench.data.held.furthest": ("20_data/held.html#furthest", "workbench/data/held.py"),
+            "workbench.data.held.read_reference": (
+                "20_data/held.html#read_reference",
+                "workbench/data/held.py",
+            ),
+        },
         "workbench.data.images": {
             "workbench.data.images.ImageSource": (
                 "20_data/images.html#imagesource",
@@ -4111,15 +4132,10 @@ d = {
             "workbench.data.watch._history": ("20_data/watch.html#_history", "workbench/data/watch.py"),
             "workbench.data.watch._hole": ("20_data/watch.html#_hole", "workbench/data/watch.py"),
             "workbench.data.watch._meant": ("20_data/watch.html#_meant", "workbench/data/watch.py"),
-            "workbench.data.watch._moved": ("20_data/watch.html#_moved", "workbench/data/watch.py"),
             "workbench.data.watch._said": ("20_data/watch.html#_said", "workbench/data/watch.py"),
             "workbench.data.watch._seconds": ("20_data/watch.html#_seconds", "workbench/data/watch.py"),
             "workbench.data.watch._some": ("20_data/watch.html#_some", "workbench/data/watch.py"),
             "workbench.data.watch._text": ("20_data/watch.html#_text", "workbench/data/watch.py"),
-            "workbench.data.watch.read_reference": (
-                "20_data/watch.html#read_reference",
-                "workbench/data/watch.py",
-            ),
         },
         "workbench.data.where": {
             "workbench.data.where.Comparison": ("20_data/where.html#comparison", "workbench/data/where.py"),
@@ -4290,6 +4306,7 @@ d = {
             "workbench.jobs.attempt._beating": ("80_jobs/attempt.html#_beating", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt._end": ("80_jobs/attempt.html#_end", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt._outcome": ("80_jobs/attempt.html#_outcome", "workbench/jobs/attempt.py"),
+            "workbench.jobs.attempt._resumed": ("80_jobs/attempt.html#_resumed", "workbench/jobs/attempt.py"),
             "workbench.jobs.attempt._run_notebook": (
                 "80_jobs/attempt.html#_run_notebook",
                 "workbench/jobs/attempt.py",

@@ -3,7 +3,7 @@
 - What can be known before work starts is said before work starts: no such file, an empty one, a missing column, a wrong type, a bad filter.
 - Every row is accepted, or it is in the quarantine with file, row number, column, rule, value, reason and run. `rows = accepted + refused`, always.
 - Past the contract's error budget nothing is handed out, and the quarantine is there all the same. Nor is anything when the feed as a whole is late, incomplete, doubled or drifted, as the contract says.
-- Memory is flat, however large the feed: rows go by, and of each a bit stays at most.
+- Memory is flat, however large the feed: rows go by, and of each a bit stays at most. Joined feeds are the exception: both sides are streamed, the columns asked for of what comes out are held once.
 - One type for everything: files of any format here or far away, folders that grow, Delta, databases, pictures, Ray Datasets, and what is joined or put together from other feeds.
 - The fingerprint is of content: same bytes, contract and filter, same fingerprint, on any machine. A touched file is not a changed one. What did not change is not read again for it.
 - A folder is looked into again by every check: what was added belongs to the feed, what is gone is named."""
