@@ -171,7 +171,7 @@ def test_tritons_client_is_answered_with_the_same_bits(tmp_path: Path, module: P
                 made = http.InferInput(item["name"], list(values.shape), item["datatype"])
                 inputs.append(made.set_data_from_numpy(values, binary_data=binary))
             outputs = [http.InferRequestedOutput("prediction", binary_data=binary)]
-            found = triton.infer("flights", inputs, outputs=outputs, headers=headers).as_numpy("prediction")
+            found = triton.infer("flights", inputs, outputs=outputs, headers=dict(headers)).as_numpy("prediction")
             assert found.dtype == np.float32 and [float(score) for score in found] == wanted
     finally:
         triton.close()
@@ -180,11 +180,13 @@ def test_tritons_client_is_answered_with_the_same_bits(tmp_path: Path, module: P
 
 def test_the_page_shows_what_the_service_does(service: Service, tmp_path: Path) -> None:
     sync = pytest.importorskip("playwright.sync_api")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no chromium here")
     for i in range(40):
         service.ask(body={"row": {**GOOD, "seats": 1 + i % 20}})
     url = f"http://127.0.0.1:{service.port}/"
     with sync.sync_playwright() as play:
-        browser = play.chromium.launch()
+        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page()
         wrong: list[str] = []
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)

@@ -45,7 +45,19 @@ from ..base import records
 from ..base.errors import BadParameter, Stopped, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
-from . import approvals, debug, kernels, labels, quarantine, reproduce, resume, schedule
+from workbench.cli import (
+    approvals,
+    cluster,
+    debug,
+    kernels,
+    labels,
+    load,
+    plan,
+    quarantine,
+    reproduce,
+    resume,
+    schedule,
+)
 from .given import given
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
 from ..jobs.kept import seconds
@@ -55,9 +67,12 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 approvals.register(app)
+cluster.register(app)
 kernels.register(app)
 debug.register(app)
 labels.register(app)
+load.register(app)
+plan.register(app)
 quarantine.register(app)
 reproduce.register(app)
 resume.register(app)

@@ -215,7 +215,7 @@ class _Exchange:
 
     async def refuse(self, refusal: Refusal) -> None:
         "Answer with the refusal, then take in what the client is still sending."
-        body = refusal.body(self.id)
+        body = refusal.body(self.id, self.scope["path"].startswith("/v2"))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -35,10 +35,11 @@ class Refusal(Exception):
         super().__init__(status, kind, message, loc, headers)
         self.status, self.kind, self.message, self.loc, self.headers = status, kind, message, loc, headers
 
-    def body(self, request: str) -> bytes:
-        "The JSON the client gets; ASCII, whatever was in the request."
+    def body(self, request: str, inference: bool = False) -> bytes:
+        "The JSON the client gets; ASCII, whatever was in the request; `error` is where clients of v2 look."
         detail = {"loc": list(self.loc), "msg": self.message, "type": self.kind}
-        return json.dumps({"detail": [detail], "request": request}).encode()
+        found = {"detail": [detail], "request": request}
+        return json.dumps(found | ({"error": self.message} if inference else {})).encode()
 
 
 # %% ../../notebooks/50_serve/24_refusal.ipynb #limits
