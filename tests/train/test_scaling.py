@@ -193,8 +193,8 @@ def test_a_fit_with_everything_learns_and_says_for_whom(world: SimpleNamespace) 
         "accumulate": 2,
         "compile": "auto",
     }
-    rich = fit(model, world.train, **how, **more, stream=True, policy="skip", by=["carrier"])
-    assert rich.metrics["auc"] == pytest.approx(plain.metrics["auc"], abs=0.05)
+    rich = fit(model, world.train, **how | {"lr": 0.04}, **more, stream=True, policy="skip", by=["carrier"])
+    assert rich.metrics["auc"] > plain.history[1]["auc"]
     assert {row["slice"] for row in rich.slices} <= {"carrier"} and "too few" in rich.run.metrics["compiled"][
         "why"
     ]

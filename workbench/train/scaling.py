@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -227,8 +227,6 @@ def _pass_on(rows: list[dict[str, Any]], story: Story) -> None:
 
 
 def _site(plan: Plan, attempt: str, saved: Saved | None) -> Site:
-    from dataclasses import replace
-
     return replace(plan.site, attempt=attempt, start=saved.path.name if saved else "")
 
 
@@ -326,6 +324,7 @@ def scale(
     "Run a training loop, recorded as a run, distributed over `workers`, through deaths and restarts."
     least, most = _asked(train_fn, workers, checkpoint_every, max_failures, budget_usd)
     name = name or getattr(train_fn, "__name__", "training")
+    folder = str(_earlier(resume, name, ledger)) if resume else ""
     given = {
         "workers": list(workers) if isinstance(workers, tuple) else workers,
         "gpus_per_worker": gpus_per_worker,
@@ -336,34 +335,26 @@ def scale(
         "resume": resume,
         **_shown(params or {}),
     }
-    given |= {"folder": str(_earlier(resume, name, ledger))} if resume else {}
+    given |= {"folder": folder} if folder else {}
+    share = threads or max(1, (os.cpu_count() or 1) // max(1, most))
     with (
         start("scale", name, params=given, seed=seed, ledger=ledger) as run,
         track(f"scale {name}") as tracker,
     ):
-        folder = Path(given.get("folder") or run.folder)
-        site = Site(folder, every=checkpoint_every, keep=keep, seed=seed, policy=policy)
-        share = threads or max(1, (os.cpu_count() or 1) // max(1, most))
-        plan = Plan(
-            train_fn,
-            params or {},
-            least,
-            most,
-            gpus_per_worker,
-            cpus_per_worker,
-            site,
-            share,
-            max_failures,
-            budget_usd,
-        )
-        story = Story(run, tracker, plan)
-        tracker.stage("start" if most else "train", unit="steps")
-        try:
-            value, world = _run(plan, story, warm)
-        finally:
-            saved = latest(site.checkpoints)
-            story.end(saved)
-            shutil.rmtree(site.folder / "control", ignore_errors=True)
+        site = Site(Path(folder or run.folder), every=checkpoint_every, keep=keep, seed=seed, policy=policy)
+        how = (least, most, gpus_per_worker, cpus_per_worker, site, share, max_failures, budget_usd)
+        return _recorded(run, tracker, Plan(train_fn, params or {}, *how), warm)
+
+
+def _recorded(run: Run, tracker: Tracker, plan: Plan, warm: bool) -> Scaled:
+    story, folder = Story(run, tracker, plan), plan.site.folder
+    tracker.stage("start" if plan.most else "train", unit="steps")
+    try:
+        value, world = _run(plan, story, warm)
+    finally:
+        saved = latest(plan.site.checkpoints)
+        story.end(saved)
+        shutil.rmtree(folder / "control", ignore_errors=True)
     return Scaled(run, value, story.history, story.incidents, saved, world)
 
 
