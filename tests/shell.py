@@ -1,5 +1,6 @@
 """Jobs in an IPython shell of this process: all of recording and resuming is real, but for the way to the kernel."""
 
+import atexit
 import contextlib
 import io
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from workbench.base.ledger import Ledger
 from workbench.base.records import Run, start
-from workbench.jobs import snapshot, traces
+from workbench.jobs import snapshot
 from workbench.jobs.planning import Plan
 from workbench.jobs.recorder import Earlier, Recorder, read_earlier
 from workbench.jobs.resume import _planned
@@ -30,7 +32,10 @@ class Shell:
 
     @contextlib.contextmanager
     def _shell(self) -> Iterator[Any]:
-        shell = InteractiveShell(user_module=SimpleNamespace(__name__="__main__", __dict__={}))  # type: ignore[arg-type]
+        quiet = Config({"HistoryManager": {"enabled": False}})
+        module = SimpleNamespace(__name__="__main__", __dict__={})
+        shell = InteractiveShell(config=quiet, user_module=module)  # type: ignore[arg-type]
+        atexit.unregister(shell.atexit_operations)  # hundreds of shells would end slowly together
         with self.patch.context() as patch:
             patch.setitem(sys.modules, "__main__", shell.user_module)
             patch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
@@ -38,7 +43,6 @@ class Shell:
                 yield shell
             finally:
                 snapshot._state = None
-                shell.history_manager.end_session()
 
     def run(self, *sources: str, earlier: Run | None = None) -> "Done":
         "Run these cells, or what is left of an `earlier` run; the first cell has the parameters."
@@ -100,6 +104,3 @@ class Done:
     def last(self) -> list[dict[str, Any]]:
         "Its records."
         return read_earlier(self.run).records
-
-
-traces.listen()

@@ -231,6 +231,11 @@ class Recorder:
         if self.made_s < self.after_s and not failed or last and not failed:
             return
         allow_s, why = (0.0, "the cell failed") if failed else self._allowed()
+        if (
+            not failed and not allow_s
+        ):  # the kernel holds its notes until there is time again, or a cell fails
+            self.left_out[why] = self.left_out.get(why, 0) + 1
+            return
         asked = {
             "folder": str(self.folder), "stem": f"{number:04}-{self.run.id[-6:]}", "made_s": self.made_s,
             "room_bytes": self.room - self.bytes, "allow_s": allow_s, "why": why,
