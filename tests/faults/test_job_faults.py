@@ -78,6 +78,7 @@ def test_in_a_shell_each_end_is_an_exit_code(write, project: Path) -> None:
         assert done.returncode == code, done.stderr
 
 
+@pytest.mark.slow
 def test_a_cell_that_hangs_is_ended_with_all_it_started(write, ledger: Ledger, project: Path) -> None:
     hang = """import subprocess, time, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -97,6 +98,7 @@ while True:
     assert not psutil.pid_exists(int((project / "pid").read_text()))
 
 
+@pytest.mark.slow
 def test_a_child_that_is_left_behind_ends_with_the_job(write, ledger: Ledger, project: Path) -> None:
     leave = """import os, subprocess
 quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -171,6 +173,7 @@ def _contend(path: Path, root: Path, run_id: str) -> str:
         return error.what
 
 
+@pytest.mark.slow
 def test_two_runs_to_one_place_are_one_run(write, ledger: Ledger) -> None:
     path = write("n = 0", "import time; time.sleep(1)")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
@@ -179,6 +182,7 @@ def test_two_runs_to_one_place_are_one_run(write, ledger: Ledger) -> None:
     assert len(runs(ledger)) == 1 and statuses(executed(runs(ledger)[0])) == ["completed"] * 2
 
 
+@pytest.mark.slow
 def test_an_executed_notebook_run_in_place_stays_as_it_is(write, ledger: Ledger) -> None:
     first = run(write("n = 0", "print(n)"), ledger=ledger)
     source = first.folder / "notebook.ipynb"
@@ -245,6 +249,7 @@ def _check_killed(write: Write, project: Path, points: int, seed: int) -> None:
         assert find(job.id, ledger).status == job.status
 
 
+@pytest.mark.slow
 def test_a_runner_killed_anywhere_leaves_no_process_and_no_half_file(write, project: Path) -> None:
     _check_killed(write, project, points=3, seed=1)
 

@@ -24,7 +24,6 @@ from workbench.base.errors import (
 )
 from workbench.base.progress import Quiet, register
 from workbench.base.records import Ledger, find, runs
-from workbench.base.store import Store
 from workbench.jobs.runner import run
 
 
@@ -216,15 +215,6 @@ def test_a_store_that_cannot_be_written_is_said(write, project: Path, ledger: Le
     with pytest.raises(Unavailable, match="a file stands where the store wants a folder"):
         run(path, ledger=ledger)
     assert runs(ledger)[0].status == "failed"
-
-
-def test_a_full_disk_is_said_and_leaves_no_broken_file(write, tiny_disk: Path) -> None:
-    ledger = Ledger(Store(tiny_disk / "store"))
-    path = write("n = 0", "print('x' * 4_000_000)", "1")
-    with pytest.raises(Unavailable, match="No space left|disk is full"):
-        run(path, ledger=ledger)
-    for file in (tiny_disk / "store" / "runs").rglob("*.ipynb"):
-        json.loads(file.read_text())
 
 
 def test_importing_the_runner_is_light() -> None:
