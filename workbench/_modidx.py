@@ -8795,6 +8795,10 @@ d = {
                 "workbench/train/scaling.py",
             ),
             "workbench.train.scaling._plain": ("40_train/scaling.html#_plain", "workbench/train/scaling.py"),
+            "workbench.train.scaling._recorded": (
+                "40_train/scaling.html#_recorded",
+                "workbench/train/scaling.py",
+            ),
             "workbench.train.scaling._room": ("40_train/scaling.html#_room", "workbench/train/scaling.py"),
             "workbench.train.scaling._run": ("40_train/scaling.html#_run", "workbench/train/scaling.py"),
             "workbench.train.scaling._shown": ("40_train/scaling.html#_shown", "workbench/train/scaling.py"),
