@@ -81,7 +81,7 @@ def test_stalls_of_our_loader_are_found(monkeypatch: pytest.MonkeyPatch, guilty:
         truth = waited / (time.perf_counter() - began)
     assert s.guilty == guilty and s.batches == 25
     assert s.share == pytest.approx(truth, abs=POINTS) and 0.2 < truth < 0.9  # a busy machine waits more
-    assert s.shares()[guilty] == pytest.approx(truth, abs=POINTS)
+    assert truth - 3 * POINTS <= s.shares()[guilty] <= truth + POINTS  # on a busy machine the rest waits too
 
 
 @pytest.mark.parametrize("guilty", ["shuffle", "copy"])
