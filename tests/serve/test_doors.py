@@ -52,7 +52,14 @@ def test_a_stream_gives_each_part_when_it_is_scored(client: TestClient, engine: 
 
 
 def tensors(rows: int, **changed: Any) -> dict[str, Any]:
-    kinds = {"carrier": "BYTES", "distance": "FP64", "seats": "INT64", "wet": "BOOL", "wind": "FP64", "at": "BYTES"}
+    kinds = {
+        "carrier": "BYTES",
+        "distance": "FP64",
+        "seats": "INT64",
+        "wet": "BOOL",
+        "wind": "FP64",
+        "at": "BYTES",
+    }
     inputs = [{"name": k, "datatype": d, "shape": [rows], "data": [GOOD[k]] * rows} for k, d in kinds.items()]
     return {"inputs": inputs} | changed
 
@@ -100,13 +107,21 @@ def test_a_file_of_clients_holds_no_token_and_says_what_is_wrong(tmp_path: Path)
     path.write_text(json.dumps([{"name": "partner", "sha256": digest, "scopes": ["read"], "rate_per_s": 5}]))
     found = Clients.of(TOKEN, load_clients(path)).admit(f"Bearer {PARTNER}".encode(), "read")
     assert (found.name, found.rate_per_s) == ("partner", 5)
-    for wrong in ("{", "{}", '[{"name": "x"}]', '[{"name": "x", "sha256": "ab"}]', json.dumps([{"sha256": digest}])):
+    for wrong in (
+        "{",
+        "{}",
+        '[{"name": "x"}]',
+        '[{"name": "x", "sha256": "ab"}]',
+        json.dumps([{"sha256": digest}]),
+    ):
         path.write_text(wrong)
         with pytest.raises(BadSetting, match="no list of clients"):
             load_clients(path)
 
 
-@pytest.mark.parametrize(("header", "status"), [("250", 200), ("0", 422), ("-5", 422), ("soon", 422), ("1e3", 422)])
+@pytest.mark.parametrize(
+    ("header", "status"), [("250", 200), ("0", 422), ("-5", 422), ("soon", 422), ("1e3", 422)]
+)
 def test_a_deadline_is_a_number_of_milliseconds(client: TestClient, header: str, status: int) -> None:
     found = client.post("/predict", json={"row": GOOD}, headers={"x-deadline-ms": header})
     assert found.status_code == status
@@ -133,7 +148,10 @@ BODIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/predict", "/v1/models/flights:predict", "/v1/models/flights:stream", "/v2/models/flights/infer"])
+@pytest.mark.parametrize(
+    "path",
+    ["/predict", "/v1/models/flights:predict", "/v1/models/flights:stream", "/v2/models/flights/infer"],
+)
 def test_any_bytes_are_refused_with_a_reason(client: TestClient, path: str) -> None:
     for body in BODIES:
         found = client.post(path, content=body, headers={"content-type": "application/json"})
@@ -144,8 +162,11 @@ def test_any_bytes_are_refused_with_a_reason(client: TestClient, path: str) -> N
 def test_the_fast_reader_never_takes_what_the_strict_one_would_not() -> None:
     for body in (*BODIES, json.dumps({"row": GOOD}).encode(), b'{"row": {"a": "\\u0022", "b": "\\""}}'):
         found = plain_row(body)
-        assert found is None or len(body) > 40_000 or json.dumps(found) == json.dumps(read_json(body)["row"]) or any(
-            isinstance(value, float) and abs(value) > 2**53 for value in found.values()
+        assert (
+            found is None
+            or len(body) > 40_000
+            or json.dumps(found) == json.dumps(read_json(body)["row"])
+            or any(isinstance(value, float) and abs(value) > 2**53 for value in found.values())
         )
     assert plain_row(json.dumps({"row": GOOD}).encode()) == GOOD
 
@@ -162,7 +183,13 @@ def test_tritons_client_is_answered_with_the_same_bits(tmp_path: Path, module: P
         given = {"carrier": np.array([b"AA", b"UA"], object), "distance": np.array([733.0, 24.5]),
                  "seats": np.array([150, 7]), "wet": np.array([True, False]), "wind": np.array([1.5, -2.0]),
                  "at": np.array([b"2013-01-31T17:05:00Z"] * 2, object)}  # fmt: skip
-        plain = [{k: (v.decode() if isinstance(v, bytes) else v.item() if hasattr(v, "item") else v) for k, v in zip(given, row, strict=True)} for row in zip(*given.values(), strict=True)]
+        plain = [
+            {
+                k: (v.decode() if isinstance(v, bytes) else v.item() if hasattr(v, "item") else v)
+                for k, v in zip(given, row, strict=True)
+            }
+            for row in zip(*given.values(), strict=True)
+        ]
         wanted = [answer["prediction"] for answer in service.ask(body={"rows": plain})[1]["predictions"]]
         for binary in (True, False):
             inputs = []
@@ -171,7 +198,9 @@ def test_tritons_client_is_answered_with_the_same_bits(tmp_path: Path, module: P
                 made = http.InferInput(item["name"], list(values.shape), item["datatype"])
                 inputs.append(made.set_data_from_numpy(values, binary_data=binary))
             outputs = [http.InferRequestedOutput("prediction", binary_data=binary)]
-            found = triton.infer("flights", inputs, outputs=outputs, headers=dict(headers)).as_numpy("prediction")
+            found = triton.infer("flights", inputs, outputs=outputs, headers=dict(headers)).as_numpy(
+                "prediction"
+            )
             assert found.dtype == np.float32 and [float(score) for score in found] == wanted
     finally:
         triton.close()

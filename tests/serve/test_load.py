@@ -9,8 +9,8 @@ from conftest import CONTRACT, GOOD, TOKEN, Service
 from typer.testing import CliRunner
 
 from workbench.base.errors import BadInput, Unavailable
-from workbench.cli.load import factor, varied
 from workbench.cli.cli import app
+from workbench.cli.load import factor, varied
 from workbench.serve.load import Fired, Step, Target, arrivals, fire, knee, load, replayed, summarise
 
 
@@ -23,7 +23,9 @@ def test_arrivals_are_a_poisson_process_with_a_spike() -> None:
     assert (arrivals(500, 30, spike=10, seed=3) == due).all()
 
 
-@pytest.mark.parametrize("wrong", [(0, 1, 1), (10, 0, 1), (10, 1, 0), (1e6, 1, 1), (1000, 1, 1000), (90_000, 3600, 1)])
+@pytest.mark.parametrize(
+    "wrong", [(0, 1, 1), (10, 0, 1), (10, 1, 0), (1e6, 1, 1), (1000, 1, 1000), (90_000, 3600, 1)]
+)
 def test_what_is_too_much_or_nothing_is_refused(wrong: tuple) -> None:
     with pytest.raises(BadInput):
         arrivals(wrong[0], wrong[1], spike=wrong[2])
@@ -31,7 +33,17 @@ def test_what_is_too_much_or_nothing_is_refused(wrong: tuple) -> None:
         replayed([])
 
 
-@pytest.mark.parametrize("url", ["http://example.com", "https://127.0.0.1", "127.0.0.1", "http://", "http://127.0.0.1:x", "http://10.0.0.1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com",
+        "https://127.0.0.1",
+        "127.0.0.1",
+        "http://",
+        "http://127.0.0.1:x",
+        "http://10.0.0.1",
+    ],
+)
 def test_only_this_machine_is_asked(url: str) -> None:
     with pytest.raises(BadInput):
         Target.of(url)
@@ -65,7 +77,18 @@ def test_the_verb_prints_the_curve(service: Service, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORKBENCH_STORE", str(service.project / ".workbench"))
     monkeypatch.setenv("WORKBENCH_SERVE_TOKEN", "env:TINY_TOKEN")
     monkeypatch.setenv("TINY_TOKEN", TOKEN)
-    asked = ["load", "flights/1", "--url", f"http://127.0.0.1:{service.port}", "--rate", "60", "--seconds", "0.6", "--spike", "3x"]
+    asked = [
+        "load",
+        "flights/1",
+        "--url",
+        f"http://127.0.0.1:{service.port}",
+        "--rate",
+        "60",
+        "--seconds",
+        "0.6",
+        "--spike",
+        "3x",
+    ]
     found = CliRunner().invoke(app, [*asked, "--json"], catch_exceptions=False)
     steps = json.loads(found.stdout)["steps"]
     assert len(steps) == 3 and sum(step["ok"] for step in steps) > 20

@@ -24,14 +24,21 @@ from workbench.serve.policy import Overloaded, Policy
 
 CHECKER = Checker(CONTRACT)
 VALUE = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just("2013-01-31T17:05:00Z")
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.just("2013-01-31T17:05:00Z")
 )
 SHARED = settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 
 
 @SHARED
 @given(row=ROW, changed=st.dictionaries(st.sampled_from([*GOOD, "flight", "late", "x"]), VALUE, max_size=2))
-def test_the_compiled_contract_accepts_refuses_and_reads_as_the_contract_does(row: dict, changed: dict) -> None:
+def test_the_compiled_contract_accepts_refuses_and_reads_as_the_contract_does(
+    row: dict, changed: dict
+) -> None:
     asked = row | changed
     try:
         wanted = CONTRACT.parse_rows([asked])
@@ -207,7 +214,9 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(bundle: Any, ledger: Le
     assert not engine.refresh() and engine.predict(GOOD)["version"] == 1
 
 
-def test_a_swap_between_two_batches_leaves_what_waits_with_the_version_it_asked(ledger: Ledger, bundle: Any) -> None:
+def test_a_swap_between_two_batches_leaves_what_waits_with_the_version_it_asked(
+    ledger: Ledger, bundle: Any
+) -> None:
     engine = slow(Engine("flights/1", ledger, cache_rows=0), 0.01)
     other = Engine(bundle)
 
@@ -227,7 +236,10 @@ WAITS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 200)), max_size=40)
 
 
 @settings(max_examples=200, deadline=None)
-@given(waiting=WAITS, cost=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-5, 0.5)), min_size=1, max_size=12))
+@given(
+    waiting=WAITS,
+    cost=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-5, 0.5)), min_size=1, max_size=12),
+)
 def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list) -> None:
     policy = Policy()
     for size, took_s in cost:
@@ -277,5 +289,3 @@ def test_a_quantile_is_never_less_than_the_truth(values: list, share: float) -> 
         found.add(value)
     assert found.count == len(values)
     assert found.quantile(share) >= sorted(values)[max(0, int(np.ceil(share * len(values) - 1e-9)) - 1)]
-
-
