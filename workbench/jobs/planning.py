@@ -111,62 +111,58 @@ def _content(path: str, stamp: Stamp) -> str:
     return digest(path, stamp)
 
 
+_CHEAP = (
+    "it is quicker",
+    "there is no room",
+    "a secret",
+    "its snapshot",
+)  # why names were lost that are no trouble
+
+
+def _fragile(facts: Facts) -> set[str]:
+    "Names of objects that reading may change, or that nobody can keep."
+    return {*facts.once, *(name for name, why in facts.lost.items() if not why.startswith(_CHEAP))}
+
+
 class _Past:
     "The earlier run, walked through."
 
     def __init__(self, cells: list[Facts], environment: str, bad: set[str]) -> None:
-        self.cells, self.environment = cells, environment
-        self.fragile = {
-            n
-            for facts in cells
-            for n in (
-                *facts.once,
-                *(
-                    n
-                    for n, why in facts.lost.items()
-                    if not why.startswith(("it is quicker", "there is no room", "a secret", "its snapshot"))
-                ),
-            )
-        }
+        self.cells, self.environment, self.bad = cells, environment, bad
+        self.fragile = set[str]().union(*map(_fragile, cells))
         self.last = {path: stamp for facts in cells for path, stamp in facts.writes.items()}
         self.read = {path for facts in cells for path in facts.reads}
-        self.walk, self.did, self.held, self.extra = (
-            Walk(self.fragile),
-            list[Did](),
-            dict[tuple[str, str], str](),
-            list[set[str]](),
-        )
+        self.walk, self.did = Walk(self.fragile), list[Did]()
+        self.held, self.extra = dict[tuple[str, str], str](), list[set[str]]()
         before: dict[str, str] = {}
         for number, facts in enumerate(cells):
-            outside = {"env": environment} | {f"module {p}": sha for p, sha in facts.modules.items()}
-            outside |= {
-                f"file {p}": self.walk.version.get(f"file:{p}", _content(p, s))
-                for p, s in facts.reads.items()
-            }
-            outside |= {f"output {p}": "" for p in facts.writes}
-            twins = _groups(facts.pieces), _groups(before)
-            seen = {
-                n
-                for n, piece in facts.pieces.items()
-                if before.get(n, piece) != piece and twins[0][n] == twins[1][n]
-            }
-            at = dict(self.walk.version)
-            probe = (
-                copy.deepcopy(self.walk)
-                .cell(number, facts.source, outside, facts.states, facts.writes, ())
-                .after
-                if seen
-                else at
-            )
-            self.extra.append({n for n in seen if probe.get(n) == at.get(n)})
-            self.did.append(
-                self.walk.cell(number, facts.source, outside, facts.states, facts.writes, self.extra[-1])
-            )
-            self.walk.known(_groups(facts.pieces))
-            before = before | facts.pieces
-            for name, piece in facts.pieces.items():
-                if piece not in bad and (version := self.walk.version.get(name)):
-                    self.held[name, version] = piece
+            self._step(number, facts, before)
+            before |= facts.pieces
+
+    def _step(self, number: int, facts: Facts, before: dict[str, str]) -> None:
+        "One cell; `before` are the pieces that held the names before it."
+        did = facts.source, self._outside(facts), facts.states, facts.writes
+        self.extra.append(self._unseen(number, did, facts, before))
+        self.did.append(self.walk.cell(number, *did, self.extra[-1]))
+        self.walk.known(_groups(facts.pieces))
+        for name, piece in facts.pieces.items():
+            if piece not in self.bad and (version := self.walk.version.get(name)):
+                self.held[name, version] = piece
+
+    def _outside(self, facts: Facts) -> dict[str, str]:
+        found = {"env": self.environment} | {f"module {p}": sha for p, sha in facts.modules.items()}
+        for path, stamp in facts.reads.items():
+            found[f"file {path}"] = self.walk.version.get(f"file:{path}", _content(path, stamp))
+        return found | {f"output {path}": "" for path in facts.writes}
+
+    def _unseen(self, number: int, did: tuple[Any, ...], facts: Facts, before: dict[str, str]) -> set[str]:
+        "Names whose content changed although the code does not say so."
+        now, was = _groups(facts.pieces), _groups(before)
+        seen = {n for n, p in facts.pieces.items() if before.get(n, p) != p and now[n] == was[n]}
+        if not seen:
+            return seen
+        probe = copy.deepcopy(self.walk).cell(number, *did, ()).after
+        return {name for name in seen if probe.get(name) == self.walk.version.get(name)}
 
 
 # %% ../../notebooks/80_jobs/18_planning.ipynb #now

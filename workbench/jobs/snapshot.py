@@ -88,6 +88,7 @@ def _groups(ids: dict[str, frozenset[int]], names: set[str]) -> Iterator[list[st
     parent = {name: name for name in ids}
 
     def top(name: str) -> str:
+        "The name that stands for all that `name` shares something with."
         while parent[name] != name:
             name = parent[name]
         return name
