@@ -103,7 +103,9 @@ def test_a_checkpoint_killed_while_it_is_written_is_never_chosen(tmp_path: Path)
             chosen.append(found.step)
     assert chosen == sorted(chosen) and len(chosen) == 20
     assert unfinished, "some were killed while they wrote"
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "unfinished ones are removed"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], (
+        "unfinished ones are removed"
+    )
     assert len(steps(tmp_path)) <= 3
 
 
@@ -113,7 +115,10 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, sp
     for step in (1, 2):
         checkpoints.save(step, {"w": torch.full((1_000,), float(step))}, {}, {}, {})
         checkpoints.wait()
-    file, meta = tmp_path / "step-000000000002" / "rank0.safetensors", tmp_path / "step-000000000002" / "checkpoint.json"
+    file, meta = (
+        tmp_path / "step-000000000002" / "rank0.safetensors",
+        tmp_path / "step-000000000002" / "checkpoint.json",
+    )
     if spoil == "flip":
         data = bytearray(file.read_bytes())
         data[-100] ^= 1
@@ -144,7 +149,9 @@ def test_a_rank_that_never_wrote_leaves_nothing_to_choose(tmp_path: Path) -> Non
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     def small(work: Work, width: int) -> None:
-        model, optimiser = work.prepare(torch.nn.Linear(width, 1), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+        model, optimiser = work.prepare(
+            torch.nn.Linear(width, 1), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)
+        )
         model(torch.ones(2, width)).sum().backward()
         optimiser.step()
         work.report()
@@ -158,7 +165,10 @@ def test_sigterm_is_a_notice_that_leaves_a_checkpoint(tmp_path: Path) -> None:
     threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
     with pytest.raises(Left) as caught:
         perform(training.train, Site(tmp_path, every=0), {"log": str(tmp_path), "nap_s": 0.02})
-    assert caught.value.kind == "preempt" and Saved(tmp_path / "checkpoints" / f"step-{caught.value.step:012d}").step > 5
+    assert (
+        caught.value.kind == "preempt"
+        and Saved(tmp_path / "checkpoints" / f"step-{caught.value.step:012d}").step > 5
+    )
 
 
 @pytest.fixture
@@ -216,7 +226,9 @@ def test_twenty_kills_of_workers(two: Any, tmp_path: Path) -> None:
     ended.set()
     thread.join()
     lost = training.once(log)
-    print(f"{len(kills)} kills, {len(killed.incidents)} incidents, at most {lost} steps lost at once, every {EVERY}")
+    print(
+        f"{len(kills)} kills, {len(killed.incidents)} incidents, at most {lost} steps lost at once, every {EVERY}"
+    )
     assert killed.value == whole.value and lost <= 2 * EVERY
 
 
@@ -224,12 +236,17 @@ def drivers_killed(tmp_path: Path, kills: int, kill: Any, workers: int = 2) -> t
     "A driver process whose training is killed by `kill(pid)` again and again; kills, and most steps lost."
     log, rng, done = tmp_path / "log", random.Random(11), 0
     log.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+    }
     while not (log / "done").exists():
         resume = "last" if list(Path.cwd().glob(".workbench/runs/*/checkpoints/step-*")) else ""
         command = [sys.executable, training.__file__, str(log), str(workers), resume]
         with (tmp_path / f"driver-{done}.txt").open("w") as said:
-            driver = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+            driver = subprocess.Popen(
+                command, env=environment, stdout=said, stderr=said, start_new_session=True
+            )
         before, steps_on = lines(log), workers * rng.randrange(25, 60)
         while driver.poll() is None and (done >= kills or lines(log) < before + steps_on):
             time.sleep(0.01)

@@ -54,7 +54,9 @@ def _whole(tensor: Any) -> Any:
 
 def attempts(log: Path) -> list[list[list[Any]]]:
     "Lines of each attempt and rank, the oldest first."
-    found = [[json.loads(line) for line in path.read_text().splitlines()] for path in log.glob("rows-*.jsonl")]
+    found = [
+        [json.loads(line) for line in path.read_text().splitlines()] for path in log.glob("rows-*.jsonl")
+    ]
     return sorted((lines for lines in found if lines), key=lambda lines: lines[0][0])
 
 
@@ -83,6 +85,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     log, workers, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     done = wb.scale(
-        train, workers=workers, params={"log": log, "nap_s": 0.01}, checkpoint_every=20, resume=resume, max_failures=9
+        train,
+        workers=workers,
+        params={"log": log, "nap_s": 0.01},
+        checkpoint_every=20,
+        resume=resume,
+        max_failures=9,
     )
     Path(log, "done").write_text(json.dumps(done.value))
