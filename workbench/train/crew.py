@@ -218,17 +218,15 @@ class Crew:
 
     def staff(self) -> list[Any]:
         "A member for each reserved place: those that are there and on that node, else the spare, else new ones."
-        left, nodes = list(self.members), self._nodes()
+        left, nodes = dict(enumerate(self.members)), self._nodes()
         found: list[Any] = []
-        for at, node in enumerate(nodes):
-            fits = next((one for one in left if one[1] == node), None)
-            if fits is not None:
-                left.remove(fits)
-            elif self.spare is not None and self.spare[1] == node:
+        for at, node in enumerate(nodes):  # a member keeps its rank: torch remembers it for a shape of shards
+            fits = left.pop(at) if at in left and left[at][0] is not None and left[at][1] == node else None
+            if fits is None and self.spare is not None and self.spare[1] == node:
                 fits, self.spare = self.spare, None
             found.append(fits or (self._start(at, node), node))
         self.members = found
-        _kill([actor for actor, _ in left])
+        _kill([actor for actor, _ in left.values()])
         return [actor for actor, _ in found]
 
     def stand_by(self) -> None:
@@ -239,7 +237,7 @@ class Crew:
 
     def drop(self, actor: Any) -> None:
         "This member is dead, or is to be."
-        self.members = [one for one in self.members if one[0] is not actor]
+        self.members = [(None, node) if one is actor else (one, node) for one, node in self.members]
         _kill([actor])
 
     def is_stale(self) -> bool:
