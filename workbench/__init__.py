@@ -155,6 +155,7 @@ Modules:
 - `workbench.jobs.traces`: What a cell leaves outside its namespace: files it read and wrote, modules it imported, random states, folder and environment.
 - `workbench.jobs.waiting`: A forked process that is ready, and becomes a kernel or a command when its connection comes.
 - `workbench.jobs.zygote`: A process that has imported what jobs import, and forks one ready process per request.
+- `workbench.lab.answers`: What JupyterLab's dialog is told when something was wrong: what, and with the status that fits.
 - `workbench.lab.labels`: Everything about labels under one name: audit, gate, panel, decisions, agreement.
 - `workbench.lab.launch`: How `workbench lab` starts JupyterLab: on loopback, with a token, its notebook jobs on our scheduler.
 - `workbench.lab.magics`: `%%remote`: this cell runs on the cluster, and the next one has what it made.

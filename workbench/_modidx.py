@@ -5565,12 +5565,28 @@ d = {
                 "80_jobs/planning.html#_past.__init__",
                 "workbench/jobs/planning.py",
             ),
+            "workbench.jobs.planning._Past._outside": (
+                "80_jobs/planning.html#_past._outside",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Past._step": (
+                "80_jobs/planning.html#_past._step",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._Past._unseen": (
+                "80_jobs/planning.html#_past._unseen",
+                "workbench/jobs/planning.py",
+            ),
             "workbench.jobs.planning._complete": (
                 "80_jobs/planning.html#_complete",
                 "workbench/jobs/planning.py",
             ),
             "workbench.jobs.planning._content": (
                 "80_jobs/planning.html#_content",
+                "workbench/jobs/planning.py",
+            ),
+            "workbench.jobs.planning._fragile": (
+                "80_jobs/planning.html#_fragile",
                 "workbench/jobs/planning.py",
             ),
             "workbench.jobs.planning._groups": (
@@ -6379,6 +6395,28 @@ d = {
             "workbench.jobs.zygote.main": ("80_jobs/zygote.html#main", "workbench/jobs/zygote.py"),
             "workbench.jobs.zygote.stamp": ("80_jobs/zygote.html#stamp", "workbench/jobs/zygote.py"),
         },
+        "workbench.lab.answers": {
+            "workbench.lab.answers.Says": ("90_lab/answers.html#says", "workbench/lab/answers.py"),
+            "workbench.lab.answers.Says.get_json_body": (
+                "90_lab/answers.html#says.get_json_body",
+                "workbench/lab/answers.py",
+            ),
+            "workbench.lab.answers.Says.log": ("90_lab/answers.html#says.log", "workbench/lab/answers.py"),
+            "workbench.lab.answers.Says.prepare": (
+                "90_lab/answers.html#says.prepare",
+                "workbench/lab/answers.py",
+            ),
+            "workbench.lab.answers.Says.write_error": (
+                "90_lab/answers.html#says.write_error",
+                "workbench/lab/answers.py",
+            ),
+            "workbench.lab.answers._Log": ("90_lab/answers.html#_log", "workbench/lab/answers.py"),
+            "workbench.lab.answers._Log.exception": (
+                "90_lab/answers.html#_log.exception",
+                "workbench/lab/answers.py",
+            ),
+            "workbench.lab.answers.told": ("90_lab/answers.html#told", "workbench/lab/answers.py"),
+        },
         "workbench.lab.labels": {
             "workbench.lab.labels.decisions": ("90_lab/labels.html#decisions", "workbench/lab/labels.py"),
             "workbench.lab.labels.panel": ("90_lab/labels.html#panel", "workbench/lab/labels.py"),
@@ -6681,23 +6719,6 @@ d = {
                 "90_lab/scheduler.html#runner.supported_features",
                 "workbench/lab/scheduler.py",
             ),
-            "workbench.lab.scheduler.Says": ("90_lab/scheduler.html#says", "workbench/lab/scheduler.py"),
-            "workbench.lab.scheduler.Says.get_json_body": (
-                "90_lab/scheduler.html#says.get_json_body",
-                "workbench/lab/scheduler.py",
-            ),
-            "workbench.lab.scheduler.Says.log": (
-                "90_lab/scheduler.html#says.log",
-                "workbench/lab/scheduler.py",
-            ),
-            "workbench.lab.scheduler.Says.prepare": (
-                "90_lab/scheduler.html#says.prepare",
-                "workbench/lab/scheduler.py",
-            ),
-            "workbench.lab.scheduler.Says.write_error": (
-                "90_lab/scheduler.html#says.write_error",
-                "workbench/lab/scheduler.py",
-            ),
             "workbench.lab.scheduler.WorkbenchScheduler": (
                 "90_lab/scheduler.html#workbenchscheduler",
                 "workbench/lab/scheduler.py",
@@ -6708,11 +6729,6 @@ d = {
             ),
             "workbench.lab.scheduler.WorkbenchScheduler.stop_extension": (
                 "90_lab/scheduler.html#workbenchscheduler.stop_extension",
-                "workbench/lab/scheduler.py",
-            ),
-            "workbench.lab.scheduler._Log": ("90_lab/scheduler.html#_log", "workbench/lab/scheduler.py"),
-            "workbench.lab.scheduler._Log.exception": (
-                "90_lab/scheduler.html#_log.exception",
                 "workbench/lab/scheduler.py",
             ),
             "workbench.lab.scheduler._aside": ("90_lab/scheduler.html#_aside", "workbench/lab/scheduler.py"),
@@ -6729,7 +6745,6 @@ d = {
                 "90_lab/scheduler.html#status_of",
                 "workbench/lab/scheduler.py",
             ),
-            "workbench.lab.scheduler.told": ("90_lab/scheduler.html#told", "workbench/lab/scheduler.py"),
         },
         "workbench.models.approved": {
             "workbench.models.approved.is_approved": (

@@ -42,7 +42,12 @@ def judged(ledger: Ledger, project: Path) -> None:
     }
     new, old = (
         Evidence(
-            ref=ref, digest=digest, metrics={"auc": auc, "pr_auc": auc / 2, "brier": 0.1}, slices=[], **facts
+            ref=ref,
+            digest=digest,
+            metrics={"auc": auc, "pr_auc": auc / 2, "brier": 0.1, "calibration": 0.02},
+            usd_per_1000=1e-6,
+            slices=[],
+            **facts,
         )
         for ref, digest, auc in ((bundle.ref, bundle.digest, 0.8), ("delays/0", "base", 0.7))
     )

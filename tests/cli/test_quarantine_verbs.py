@@ -30,10 +30,14 @@ def workbench(folder: Path, *args: str, code: int = 0) -> str:
 def test_from_the_check_to_the_replay(project: Path) -> None:
     (project / "contracts.py").write_text(CONTRACTS)
     for month in (1, 2):
-        write_parquet(project / f"d/month={month}/x.parquet", pl.DataFrame({"wind": [5.0, 45.0, -1.0, 9.0] * 10}))
+        write_parquet(
+            project / f"d/month={month}/x.parquet", pl.DataFrame({"wind": [5.0, 45.0, -1.0, 9.0] * 10})
+        )
     code = workbench(project, "check", "d", "--infer")
     assert "contract = Contract(" in code and "Drafted from 80 rows" in code
-    text = workbench(project, "check", "d", "--contract", "contracts:strict", "--html", "r.html", "--reference", "r.json")
+    text = workbench(
+        project, "check", "d", "--contract", "contracts:strict", "--html", "r.html", "--reference", "r.json"
+    )
     assert "40 of 80 rows accepted" in text and "█" in text and "<svg" in (project / "r.html").read_text()
     assert json.loads((project / "r.json").read_text())["limits"]["false_alarms"] == 0.05
     (listed,) = json.loads(workbench(project, "quarantine", "list", "--json"))

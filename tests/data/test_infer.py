@@ -82,7 +82,14 @@ def test_a_senseless_margin_is_refused(project: Path) -> None:
 
 COLUMN = st.one_of(
     st.lists(st.one_of(st.none(), kind), min_size=8, max_size=8)
-    for kind in (st.integers(-(2**60), 2**60), st.floats(), st.text(max_size=6), st.booleans(), st.dates(), st.just("007"))
+    for kind in (
+        st.integers(-(2**60), 2**60),
+        st.floats(),
+        st.text(max_size=6),
+        st.booleans(),
+        st.dates(),
+        st.just("007"),
+    )
 )
 
 

@@ -51,7 +51,9 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.call("initdb", "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
+        self.call(
+            "initdb", "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"
+        )
         self.start()
 
     def call(self, *command: str) -> None:
@@ -59,7 +61,9 @@ class Server:
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self.call("pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start")
+        self.call(
+            "pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start"
+        )
 
     def stop(self) -> None:
         self.call("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "-w", "stop")
@@ -90,7 +94,9 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("via", ["adbc", "sqlalchemy"])
-def test_a_database_in_parts(server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, via: str) -> None:
+def test_a_database_in_parts(
+    server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, via: str
+) -> None:
     table = Sql(server.url(via), table="rows", on="n", split=4, via=via)
     feed = Feed(table, CONTRACT)
     rows = feed.rows()
@@ -98,9 +104,12 @@ def test_a_database_in_parts(server: Server, ledger: Ledger, monkeypatch: pytest
     assert rows.row(8) == (8, pytest.approx(8 / 3), "rów 8", True, datetime(2013, 1, 1, 8))
     assert rows["x"].null_count() == 72 and rows["s"].null_count() == 46
     assert feed.where("n >= 130 and b").rows().height == 185
-    assert [table.skips(part, "n > 260") for part in table.parts] == [False, True, False, False] or feed.where(
-        "n > 260"
-    ).rows().height == 239
+    assert [table.skips(part, "n > 260") for part in table.parts] == [
+        False,
+        True,
+        False,
+        False,
+    ] or feed.where("n > 260").rows().height == 239
     mark = feed.fingerprint()
     server.do("insert into rows values (-5, 1, 'low', true, now()), (600, null, null, false, '2014-01-01')")
     try:

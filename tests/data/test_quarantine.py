@@ -24,7 +24,9 @@ STRICT = Contract(
     error_budget=0.9,
 )
 WIDE = replace(STRICT, columns=STRICT.columns | {"n": Column("int", ge=0, le=8)})
-FRAME = pl.DataFrame({"n": range(10), "s": [None if n == 7 else f"s{n}" for n in range(10)], "row": range(100, 110)})
+FRAME = pl.DataFrame(
+    {"n": range(10), "s": [None if n == 7 else f"s{n}" for n in range(10)], "row": range(100, 110)}
+)
 WRITERS = {"parquet": write_parquet, "csv": write_csv, "jsonl": write_jsonl}
 
 
@@ -39,7 +41,9 @@ def test_what_passes_now_is_read_once(project: Path, ledger: Ledger, kind: str) 
     assert listed[0].reasons[0] == {"column": "n", "rule": "le 6", "why": "n is above 6", "rows": 6}
     found = quarantine.replay(report.run[:17], WIDE, ledger=ledger)
     assert (found.passed, found.kept, found.before, len(found.files)) == (4, 4, 0, 2)
-    assert all(file.name == f"{file.name[0]}.replayed-{found.run}.{kind}" and not fault(file) for file in found.files)
+    assert all(
+        file.name == f"{file.name[0]}.replayed-{found.run}.{kind}" and not fault(file) for file in found.files
+    )
     run = find(found.run, ledger)
     assert (run.kind, run.parents, run.metrics["passed"]) == ("replay", [report.run], 4)
     assert sorted(quarantine.show(report.run, ledger)["value"]) == ["9", "9", "n=4", "n=4"]

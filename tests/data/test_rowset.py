@@ -11,7 +11,9 @@ ROWS = st.sets(st.integers(0, 400), max_size=200)
 
 @settings(max_examples=150, deadline=None)
 @given(ROWS, ROWS, st.integers(0, 420), st.integers(0, 100), st.integers(1, 60))
-def test_it_is_the_set_of_its_rows(rows: set[int], others: set[int], start: int, size: int, batch: int) -> None:
+def test_it_is_the_set_of_its_rows(
+    rows: set[int], others: set[int], start: int, size: int, batch: int
+) -> None:
     def made(numbers: set[int]) -> RowSet:
         found = RowSet()
         for at in range(0, 401, batch):
@@ -20,7 +22,9 @@ def test_it_is_the_set_of_its_rows(rows: set[int], others: set[int], start: int,
 
     one, two = made(rows), made(others)
     assert len(one) == len(rows)
-    assert set(np.flatnonzero(one.mask(start, size)) + start) == {n for n in rows if start <= n < start + size}
+    assert set(np.flatnonzero(one.mask(start, size)) + start) == {
+        n for n in rows if start <= n < start + size
+    }
     asked = np.array(sorted(others), np.int64)
     assert one.has(asked).tolist() == [n in rows for n in sorted(others)]
     assert one.shared(two) == two.shared(one) == len(rows & others)

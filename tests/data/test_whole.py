@@ -87,19 +87,25 @@ def test_a_missing_partition_is_named_and_no_row_is_handed_out(project: Path, le
     assert caught.value.exit_code == 4 and feed._accepted is None
     assert feed.report is not None and feed.report.accepted == 30
     assert find(feed.report.run, ledger).status == "failed"
-    assert check("d", replace(made, whole=(Complete("date", "2013-01-*", level="warn"),)), ledger)[0]["why"] == (
+    assert check("d", replace(made, whole=(Complete("date", "2013-01-*", level="warn"),)), ledger)[0][
+        "why"
+    ] == (
         "missing: date=2013-01-03, date=2013-01-05, date=2013-01-06, date=2013-01-07, date=2013-01-08 and 23 more"
     )
     write_parquet(project / "d/date=2013-01-03/x.parquet", frame(10, 30))
     assert feed.rows().height == 40  # it came
-    assert Feed("d", made, where="date <= '2013-01-02'").check(ledger).accepted == 20  # the filter leaves out the others
+    assert (
+        Feed("d", made, where="date <= '2013-01-02'").check(ledger).accepted == 20
+    )  # the filter leaves out the others
 
 
 def test_gaps_in_time_are_named(project: Path, ledger: Ledger) -> None:
     at = [datetime(2013, 1, 1) + timedelta(hours=hour) for hour in range(48) if hour not in (7, 30, 31)]
     write_parquet(project / "x.parquet", frame(len(at), at=pl.Series(at)))
     made = contract(Complete("at", every="1h"), at=Column("datetime"))
-    with pytest.raises(FeedRefused, match="at 2013-01-01 07:00:00 to .* 08:00:00, at 2013-01-02 06:00:00 to .* 08:00:00"):
+    with pytest.raises(
+        FeedRefused, match="at 2013-01-01 07:00:00 to .* 08:00:00, at 2013-01-02 06:00:00 to .* 08:00:00"
+    ):
         check(project / "x.parquet", made, ledger)
     ends = Complete("at", every="1d", since="2012-12-30", until="2013-01-05", level="warn")
     found = check(project / "x.parquet", replace(made, whole=(ends,)), ledger)[0]
@@ -121,7 +127,10 @@ def test_rows_that_come_twice_are_named_wherever_they_are(
             check("d", contract(Unique("id")), ledger)
         found.append(caught.value.what)
     assert found[0] == found[1]
-    assert "2 rows repeat an earlier one: row 0 of d/b.parquet has the key of row 2998 of d/a.parquet (id=2998)" in found[0]
+    assert (
+        "2 rows repeat an earlier one: row 0 of d/b.parquet has the key of row 2998 of d/a.parquet (id=2998)"
+        in found[0]
+    )
     assert check("d", contract(Unique("id", at_most=0.001)), ledger)[0]["verdict"] == "pass"
     assert check("d", contract(Unique(("id", "x"))), ledger)[0]["value"] == "0.000%"
 
@@ -137,7 +146,9 @@ def test_the_usual_volume_is_that_of_earlier_checks(project: Path, ledger: Ledge
     with pytest.raises(FeedRefused, match="volume: 40 rows, the last 3 checks had 100 at the median"):
         check(project / "3.parquet", made, ledger)
     write_parquet(project / "4.parquet", frame(125))
-    assert "the last 3 checks" in check(project / "4.parquet", made, ledger)[0]["why"]  # what was stopped is not usual
+    assert (
+        "the last 3 checks" in check(project / "4.parquet", made, ledger)[0]["why"]
+    )  # what was stopped is not usual
     assert check(project / "3.parquet", made, ledger, name="other")[0]["verdict"] == "pass"
     with pytest.raises(FeedRefused, match="125 rows"):
         check(project / "4.parquet", contract(Volume(least=200)), ledger)
@@ -214,7 +225,9 @@ def test_the_report_shows_all_of_it_escaped(project: Path, ledger: Ledger) -> No
     report = Feed("x.parquet", made).check(ledger)
     page, text = report._repr_html_(), report.text()
     assert "<script>" not in page and page.count("<svg") == 4 and "1 warning" in page and "viewBox" in page
-    assert text.index("warn  unique") < text.index("pass  balance") and "10.0% missing" in text and "█" in text
+    assert (
+        text.index("warn  unique") < text.index("pass  balance") and "10.0% missing" in text and "█" in text
+    )
     assert "1 id is below 0" in str(report) and "\n" not in str(report)
     kept = ledger.store.path("runs", report.run) / "report.json"
     assert '"verdict": "warn"' in kept.read_text()
@@ -244,7 +257,11 @@ def test_memory_is_flat_from_a_third_of_a_million_to_three_million_rows(project:
             write_parquet(path / f"{at}.parquet", pl.DataFrame(part).with_columns(pl.col("^x.$") * 0.9005))
             at += 300_000
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(path)], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", _PROGRAM, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
         )
         seen, refused, _, peak[rows] = map(int, done.stdout.split())
         assert seen == rows and refused > 0

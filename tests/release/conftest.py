@@ -30,8 +30,15 @@ def evidence(ref: str = "flights/2", auc: float = 0.71, **more) -> Evidence:
         for group, (value, count) in by.items()
     ]
     facts = {"latency_p50_ms": 0.2, "latency_p99_ms": 0.4, "serving_skew": 0.0, "size_mb": 0.3}
-    facts |= {"rows": 27_000, "fingerprint": "september", "digest": f"digest of {ref}", **more}
-    return Evidence(ref=ref, metrics={"auc": auc, "pr_auc": pr_auc, "brier": brier}, slices=rows, **facts)
+    facts |= {
+        "rows": 27_000,
+        "fingerprint": "september",
+        "digest": f"digest of {ref}",
+        "usd_per_1000": 1e-6,
+        **more,
+    }
+    metrics = {"auc": auc, "pr_auc": pr_auc, "brier": brier, "calibration": 0.02}
+    return Evidence(ref=ref, metrics=metrics, slices=rows, **facts)
 
 
 @pytest.fixture(name="evidence")

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,12 +12,13 @@ import pytest
 import toy
 
 from workbench.base.errors import BadInput, Corrupt
-from workbench.base.records import runs
+from workbench.base.records import find, runs
 from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed, write_parquet
 from workbench.models.bundle import WEIGHTS
 from workbench.models.shelf import Shelf
-from workbench.release.evidence import measure
+from workbench.release.evidence import Evidence, measure
+from workbench.release.resample import interval
 from workbench.serve.engine import Engine
 from workbench.train.metrics import score
 
@@ -27,7 +29,8 @@ def test_it_measures_the_bundle(shelf: Shelf, feed: Feed, parts) -> None:
     found = measure(bundle, feed, calls=120, ledger=shelf.ledger)
     columns = feed.columns()
     wanted = score(bundle.recipe.labels(columns), bundle.predictor()(columns))
-    assert found.metrics == wanted and found.rows == 1200 == wanted["rows"]
+    calibration = found.metrics.pop("calibration")
+    assert found.metrics == wanted and found.rows == 1200 == wanted["rows"] and 0 <= calibration <= 1
     assert (found.ref, found.digest, found.fingerprint) == ("delays/1", bundle.digest, feed.fingerprint())
     assert found.serving_skew == 0.0
     assert 0 < found.latency_p50_ms <= found.latency_p99_ms < 1000
@@ -147,3 +150,14 @@ def test_the_service_and_the_batch_agree_to_the_last_bit(shelf: Shelf, feed: Fee
     batch = bundle.predictor()({name: values[:64] for name, values in columns.items()})
     alone = np.array([engine.predict(row)["prediction"] for row in rows], dtype=np.float32)
     assert alone.tobytes() == batch.tobytes()
+
+
+def test_what_is_uncertain_missing_and_paid_is_measured_and_kept(shelf: Shelf, feed: Feed) -> None:
+    found = measure(shelf.add("delays", **toy.linear_parts()), feed, calls=20, ledger=shelf.ledger)
+    low, high = interval(found.draws["auc"])
+    assert len(found.draws["auc"]) == 200 and low < found.metrics["auc"] < high
+    assert [row["column"] for row in found.missing] == ["wind"]  # the only one that may be missing
+    assert found.missing[0]["loss"] == pytest.approx(found.metrics["auc"] - found.missing[0]["auc"], abs=1e-9)
+    assert 0 < found.usd_per_1000 < 0.01
+    kept = json.loads(Path(find(found.run, shelf.ledger).artifacts["evidence"]).read_text())
+    assert Evidence(**kept) == found

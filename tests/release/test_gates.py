@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from workbench.base.errors import BadInput
-from workbench.release.gates import Gate, default_gates, judge, measures, right_size
+from workbench.release.gates import Gate, Waiver, default_gates, judge, measures, right_size
 
 
 def failed(verdict) -> list[str]:
@@ -17,7 +17,7 @@ def failed(verdict) -> list[str]:
 
 def test_what_is_better_passes(evidence) -> None:
     verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
-    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 12 gates passed"
+    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 15 gates passed"
     of_labels = {
         name for name in measures() if name.startswith("label_")
     }  # measured only where labels were audited
@@ -155,4 +155,48 @@ def test_it_shows_itself_escaped(evidence) -> None:
         assert "<b>x</b>" not in shown and "<i>" not in shown
     assert "\n" not in str(choice)
     head, *lines = str(verdict).splitlines()
-    assert "refused" in head and len(lines) == 12 and "  NO auc " in lines[0]
+    assert "refused" in head and len(lines) == 15 and "  NO auc " in lines[0]
+
+
+def test_a_waiver_lets_pass_what_somebody_answers_for(evidence) -> None:
+    slow, old = evidence(latency_p99_ms=45.0), evidence("flights/1", 0.69)
+    waived = judge(slow, baseline=old, champion=None, waivers=[Waiver("latency_p99_ms", "bob", "batch only")])
+    assert (
+        waived.passed and waived.failed == [] and [row["gate"] for row in waived.waived] == ["latency_p99_ms"]
+    )
+    assert waived.why == "14 gates passed; latency_p99_ms waived by bob: batch only"
+    assert "waived by bob" in str(waived) and "waived" in waived._repr_html_()
+    both = judge(evidence(latency_p99_ms=45.0, size_mb=900.0), baseline=old, champion=None,
+                 waivers=[Waiver("latency_p99_ms", "bob", "batch only")])  # fmt: skip
+    assert failed(both) == ["size_mb"] and not both.passed
+
+
+def test_a_waiver_says_who_why_and_a_gate_that_is_asked(evidence) -> None:
+    for by, why in (("", "why"), ("bob", " ")):
+        with pytest.raises(BadInput, match="waiver of gate 'auc'"):
+            Waiver("auc", by, why)
+    with pytest.raises(BadInput, match="latency_p9_ms.*not asked"):
+        judge(
+            evidence(),
+            baseline=evidence("flights/1", 0.69),
+            champion=None,
+            waivers=[Waiver("latency_p9_ms", "b", "c")],
+        )
+
+
+def test_a_gain_says_whether_it_is_a_tie_and_a_tie_goes_to_the_smaller(evidence) -> None:
+    same, gains = [0.70 + 0.01 * (k % 7) for k in range(200)], [0.004 * (k % 5 - 1) for k in range(200)]
+    old = evidence("flights/1", 0.70, draws={"auc": same})
+    shaky = evidence("flights/2", 0.71, draws={"auc": [a + b for a, b in zip(same, gains, strict=True)]})
+    sure = evidence("flights/3", 0.71, draws={"auc": [a + 0.01 for a in same]})
+    row = {row["gate"]: row for row in judge(shaky, baseline=old, champion=None).rows}["auc_over_baseline"]
+    assert row["passed"] and row["how"].endswith("95 % of draws -0.0040 to +0.0120: a tie")
+    assert right_size(shaky, old).winner == "baseline" and right_size(sure, old).winner == "net"
+
+
+def test_the_column_that_is_missed_most_is_named(evidence) -> None:
+    lost = evidence(
+        missing=[{"column": "wind", "auc": 0.55, "loss": 0.16}, {"column": "rain", "auc": 0.7, "loss": 0.01}]
+    )
+    verdict = judge(lost, baseline=evidence("flights/1", 0.69), champion=None)
+    assert failed(verdict) == ["worst_missing"] and "AUC 0.5500 without wind" in verdict.why

@@ -13,6 +13,7 @@ __all__ = [
     "SLICE_ROWS",
     "Measure",
     "Gate",
+    "Waiver",
     "measures",
     "default_gates",
     "Verdict",
@@ -31,6 +32,7 @@ from ..base import html
 from ..base.errors import BadInput, expected
 from ..data.contract import near
 from .evidence import Evidence
+from .resample import interval, is_tie
 
 SLICE_ROWS = 500  # a smaller slice's AUC moves by chance more than the limit allows
 Measure = Callable[[Evidence, Evidence, Evidence | None], tuple[float | None, str]]
@@ -57,6 +59,19 @@ class Gate:
         return value is not None and _PASSES[self.direction](value, self.limit)
 
 
+@dataclass(frozen=True)
+class Waiver:
+    "Somebody answers for a gate that does not hold."
+
+    gate: str
+    by: str
+    why: str
+
+    def __post_init__(self) -> None:
+        if not self.by.strip() or not self.why.strip():
+            raise BadInput(f"a waiver of gate '{self.gate}' by {self.by!r}: {self.why!r}", "say who, and why")
+
+
 _PASSES = {">=": operator.ge, "<=": operator.le}
 
 
@@ -73,6 +88,9 @@ def _known(value: float | None) -> float | None:
 def _gain(name: str, new: Evidence, old: Evidence) -> tuple[float | None, str]:
     a, b = _known(new.metrics.get(name)), _known(old.metrics.get(name))
     how = f"{html.plain(a)} against {html.plain(b)} of {old.ref}"
+    drawn = new.draws.get(name, []), old.draws.get(name, [])
+    if (found := interval(*drawn)) and new.digest != old.digest:
+        how += f", 95 % of draws {found[0]:+.4f} to {found[1]:+.4f}" + (": a tie" if is_tie(*drawn) else "")
     return (None if a is None or b is None else a - b), how
 
 
@@ -107,6 +125,14 @@ def _slice_auc(new: Evidence, baseline: Evidence, champion: Evidence | None) -> 
     return min(found, default=_MEASURES["auc"](new, baseline, champion))
 
 
+def _worst_missing(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
+    "How much AUC goes when the column that matters most is missing."
+    if not new.missing:
+        return 0.0, "no column may be missing"
+    worst = new.missing[0]
+    return _known(-worst["loss"]), f"AUC {worst['auc']:.4f} without {worst['column']}"
+
+
 def _of_labels(name: str) -> Measure:
     return lambda new, baseline, champion: (_known(new.metrics.get(name)), "audit of the labels")
 
@@ -121,6 +147,15 @@ _MEASURES: dict[str, Measure] = {
     "brier_over_champion": _over_champion("brier"),
     "worst_slice": _worst_slice,
     "worst_slice_auc": _slice_auc,
+    "calibration": lambda new, baseline, champion: (
+        _known(new.metrics.get("calibration")),
+        "mean distance of score and rate",
+    ),
+    "worst_missing": _worst_missing,
+    "usd_per_1000": lambda new, baseline, champion: (
+        _known(new.usd_per_1000),
+        "compute of requests of one row",
+    ),
     "latency_p99_ms": lambda new, baseline, champion: (_known(new.latency_p99_ms), "requests of one row"),
     "size_mb": lambda new, baseline, champion: (_known(new.size_mb), "files of the bundle"),
     "serving_skew": lambda new, baseline, champion: (_known(new.serving_skew), "served against batch answer"),
@@ -141,6 +176,9 @@ _DEFAULT = (
     Gate("worst_slice_auc", 0.55, ">=", "no group may be left with guesses"),
     Gate("brier_over_baseline", 0.005, "<=", "the probabilities must stay honest"),
     Gate("brier_over_champion", 0.005, "<=", "and no less than today"),
+    Gate("calibration", 0.15, "<=", "a score of 0.3 must mean three in ten"),
+    Gate("worst_missing", -0.1, ">=", "a column that may be missing must not be all there is"),
+    Gate("usd_per_1000", 0.01, "<=", "an answer must not cost more than it is worth"),
     Gate("latency_p99_ms", 20.0, "<=", "a request has a time budget"),
     Gate("size_mb", 200.0, "<=", "a replica has to load it"),
     Gate("serving_skew", 0.0, "<=", "the service must answer what was measured"),
@@ -174,8 +212,13 @@ class Verdict:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        "The rows that did not pass."
-        return [row for row in self.rows if not row["passed"]]
+        "The rows that did not pass and that nobody waived."
+        return [row for row in self.rows if not row["passed"] and not row.get("waived")]
+
+    @property
+    def waived(self) -> list[dict[str, Any]]:
+        "The rows that did not pass and that somebody answers for."
+        return [row for row in self.rows if not row["passed"] and row.get("waived")]
 
     def __str__(self) -> str:
         head = f"Verdict {self.ref}: {'passed' if self.passed else 'refused'}: {self.why}"
@@ -185,14 +228,19 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         tone = html.badge("passed", "good") if self.passed else html.badge("refused", "bad")
-        shown = [{**row, "passed": "yes" if row["passed"] else "NO"} for row in self.rows]
+        marks = [
+            {"passed": "yes" if row["passed"] else "waived" if row.get("waived") else "NO"}
+            for row in self.rows
+        ]
+        shown = [{**row, **mark} for row, mark in zip(self.rows, marks, strict=True)]
         return html.card(f"verdict {self.ref}", tone, html.table(shown), facts={"why": self.why})
 
 
 # %% ../../notebooks/60_release/20_gates.ipynb #line
 def _line(row: dict[str, Any]) -> str:
-    mark, value = "ok" if row["passed"] else "NO", html.plain(row["value"])
-    return f"  {mark} {row['gate']:22} {value:>10}  {row['limit']:10} {row['how']}"
+    mark, value = "ok" if row["passed"] else "--" if row.get("waived") else "NO", html.plain(row["value"])
+    waived = f"; waived by {row['waived']}" if row.get("waived") else ""
+    return f"  {mark} {row['gate']:22} {value:>10}  {row['limit']:10} {row['how']}{waived}"
 
 
 # %% ../../notebooks/60_release/20_gates.ipynb #judge
@@ -202,6 +250,7 @@ def judge(
     baseline: Evidence,
     champion: Evidence | None,
     gates: Sequence[Gate] | None = None,  # default_gates() when None
+    waivers: Sequence[Waiver] = (),  # gates that somebody answers for when they do not hold
 ) -> Verdict:
     "What the gates say; pure."
     gates = default_gates() if gates is None else gates
@@ -218,10 +267,29 @@ def judge(
         what = f"{challenger.ref} was measured on the rows it was trained on"
         raise BadInput(what, "measure on a feed it has not seen")
     rows = [_row(gate, *_MEASURES[gate.name](challenger, baseline, champion)) for gate in gates]
-    failed = [f"{row['gate']} {html.plain(row['value'])} ({row['how']})" for row in rows if not row["passed"]]
-    why = "; ".join(failed) or f"all {len(rows)} gates passed"
+    _waive(rows, waivers)
     against = champion.digest if champion else ""
-    return Verdict(challenger.ref, challenger.digest, against, challenger.fingerprint, rows, not failed, why)
+    about = (challenger.ref, challenger.digest, against, challenger.fingerprint)
+    found = Verdict(*about, rows, True, f"all {len(rows)} gates passed")
+    texts = [f"{row['gate']} {html.plain(row['value'])} ({row['how']})" for row in found.failed]
+    if texts:
+        return replace(found, passed=False, why="; ".join(texts))
+    told = "; ".join(f"{row['gate']} waived by {row['waived']}" for row in found.waived)
+    return replace(found, why=f"{len(rows) - len(found.waived)} gates passed; {told}") if told else found
+
+
+def _waive(rows: list[dict[str, Any]], waivers: Sequence[Waiver]) -> None:
+    "Note on each row that did not pass who answers for it."
+    names = {row["gate"] for row in rows}
+    for waiver in waivers:
+        if waiver.gate not in names:
+            raise BadInput(
+                f"a waiver of gate '{waiver.gate}', which is not asked", near(waiver.gate, sorted(names))
+            )
+    said = {waiver.gate: f"{waiver.by}: {waiver.why}" for waiver in waivers}
+    for row in rows:
+        if not row["passed"] and row["gate"] in said:
+            row["waived"] = said[row["gate"]]
 
 
 def _row(gate: Gate, value: float | None, how: str) -> dict[str, Any]:
@@ -273,7 +341,8 @@ def right_size(
     gain, how = _gain("auc", net, baseline)
     if gain is None:
         return Choice("baseline", f"the net's gain could not be measured ({how})", float("nan"), baseline)
-    beats, size = gain > margin, f"{baseline.size_mb:.2f} MB instead of {net.size_mb:.2f} MB"
+    tie = is_tie(net.draws.get("auc", []), baseline.draws.get("auc", []))
+    beats, size = gain > margin and not tie, f"{baseline.size_mb:.2f} MB instead of {net.size_mb:.2f} MB"
     if beats:
         return Choice("net", f"AUC {how}: better by {gain:.4f}, more than {margin:g}", gain, net)
     return Choice("baseline", f"AUC {how}: a gain of {gain:.4f} is within {margin:g}; {size}", gain, baseline)
