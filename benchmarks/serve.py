@@ -21,7 +21,7 @@ from workbench.serve.load import Target, fire
 from workbench.serve.wire import listen
 
 TOKEN = "0123456789abcdef0123"
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 def features(columns): return {f"x{i}": columns[f"x{i}"] for i in range(30)}
@@ -31,8 +31,8 @@ class Mlp(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(30, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
     def forward(self, x): return self.net(x).squeeze(1)
-'''
-OURS = '''
+"""
+OURS = """
 import sys, numpy as np, torch, bench_model
 from workbench.base.ledger import Ledger
 from workbench.data.contract import Column, Contract
@@ -46,8 +46,8 @@ recipe = Recipe("bench_model:features", "bench_model:label", tuple(names)).fit({
 weights = {k: v.numpy() for k, v in bench_model.Mlp().state_dict().items()}
 Shelf(Ledger()).add("mlp", model="bench_model:Mlp", config={}, weights=weights, framework="torch", contract=contract, recipe=recipe)
 serve("mlp/1", port=int(sys.argv[1]))
-'''
-ECHO = '''
+"""
+ECHO = """
 import sys, uvicorn
 async def app(scope, receive, send):
     if scope["type"] == "http":
@@ -55,8 +55,8 @@ async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False, lifespan="off")
-'''
-FASTAPI = '''
+"""
+FASTAPI = """
 import sys, asyncio, torch, uvicorn, bench_model
 from fastapi import FastAPI
 from pydantic import BaseModel, create_model
@@ -79,7 +79,7 @@ async def predict(body: Body):
     if len(waiting) == 1: asyncio.ensure_future(flush())
     return {"prediction": await future}
 uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False, limit_concurrency=64 if sys.argv[2] == "limited" else None)
-'''
+"""
 PEERS = {"workbench": (OURS, ""), "echo": (ECHO, ""), "FastAPI": (FASTAPI, "plain"), "FastAPI + batcher": (FASTAPI, "batched"), "FastAPI + batcher, limited": (FASTAPI, "limited")}  # fmt: skip
 
 
@@ -94,10 +94,17 @@ def start(name: str, folder: Path) -> tuple[subprocess.Popen, int]:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     code, mode = PEERS[name]
-    own = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "WORKBENCH_TRACK": "false", "BENCH_TOKEN": TOKEN}
+    own = {
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "WORKBENCH_TRACK": "false",
+        "BENCH_TOKEN": TOKEN,
+    }
     own |= {"WORKBENCH_SERVE_TOKEN": "env:BENCH_TOKEN", "WORKBENCH_STORE": tempfile.mkdtemp(dir=folder)}
     python = sys.executable if name == "workbench" else os.environ.get("BENCH_PYTHON", sys.executable)
-    server = subprocess.Popen(["taskset", "-c", "0", python, "-c", code, str(port), mode], env=os.environ | own, cwd=folder)
+    server = subprocess.Popen(
+        ["taskset", "-c", "0", python, "-c", code, str(port), mode], env=os.environ | own, cwd=folder
+    )
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2).close()
@@ -120,7 +127,11 @@ def measure(name: str, folder: Path, requests: int, seed: int) -> dict[str, floa
         before, began = cpu_s(server.pid), time.perf_counter()
         fired = fire(target, asked, np.zeros(requests), connections=limit, timeout_s=600)
         took_s, ok = time.perf_counter() - began, int((fired.status == 200).sum())
-        return {"cpu_us": (cpu_s(server.pid) - before) / requests * 1e6, "rps": ok / took_s, "ok": ok / requests}
+        return {
+            "cpu_us": (cpu_s(server.pid) - before) / requests * 1e6,
+            "rps": ok / took_s,
+            "ok": ok / requests,
+        }
     finally:
         server.terminate()
         server.wait(30)
@@ -144,8 +155,17 @@ def main() -> None:
     ours = np.array([one["cpu_us"] for one in found["workbench"]]) if "workbench" in found else None
     for name, rounds in found.items():
         cpu, rps = np.array([one["cpu_us"] for one in rounds]), np.median([one["rps"] for one in rounds])
-        line = {"peer": name, "cpu_us": round(float(np.median(cpu))), "lowest": round(float(cpu.min())), "highest": round(float(cpu.max()))}
-        line |= {"requests_per_s": round(float(rps)), "per_cpu_second": round(1e6 / float(np.median(cpu))), "answered": min(one["ok"] for one in rounds)}
+        line = {
+            "peer": name,
+            "cpu_us": round(float(np.median(cpu))),
+            "lowest": round(float(cpu.min())),
+            "highest": round(float(cpu.max())),
+        }
+        line |= {
+            "requests_per_s": round(float(rps)),
+            "per_cpu_second": round(1e6 / float(np.median(cpu))),
+            "answered": min(one["ok"] for one in rounds),
+        }
         if ours is not None:
             line["times_ours"] = round(float(np.median(cpu / ours)), 2)
         print(json.dumps(line), flush=True)

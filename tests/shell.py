@@ -34,10 +34,13 @@ class Shell:
     def _shell(self) -> Iterator[Any]:
         quiet = Config({"HistoryManager": {"enabled": False}})
         module = SimpleNamespace(__name__="__main__", __dict__={})
-        shell = InteractiveShell(config=quiet, user_module=module)  # type: ignore[arg-type]
-        atexit.unregister(shell.atexit_operations)  # hundreds of shells would end slowly together
         with self.patch.context() as patch:
-            patch.setitem(sys.modules, "__main__", shell.user_module)
+            patch.setitem(
+                sys.modules, "__main__", module
+            )  # the shell puts itself there too: ours is put back
+            shell = InteractiveShell(config=quiet, user_module=module)  # type: ignore[arg-type]
+            atexit.unregister(shell.atexit_operations)  # hundreds of shells would end slowly together
+            sys.modules["__main__"] = shell.user_module
             patch.setattr(sys.modules["IPython"], "get_ipython", lambda: shell)
             try:
                 yield shell

@@ -26,7 +26,7 @@ from workbench.base.errors import BadInput, JobFailed, Stopped, Unavailable
 from workbench.base.ledger import Ledger
 from workbench.base.progress import Quiet, register
 from workbench.base.records import runs
-from workbench.jobs import kernels
+from workbench.jobs import kernels, line
 from workbench.jobs.runner import run
 
 TARGET, PREPARE = "workbench.cli.cli:main", "workbench.cli.kernels:prepare"
@@ -228,7 +228,10 @@ def test_kernels_share_no_random_numbers(write, ledger: Ledger, warm: Any) -> No
         assert len({job.metrics[name] for job in found}) == 3, name
 
 
-def test_a_kernel_imports_this_package_as_it_is_on_disk(write, ledger: Ledger, warm: Any) -> None:
+def test_a_kernel_imports_this_package_as_it_is_on_disk(
+    write, ledger: Ledger, warm: Any, monkeypatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_SNAPSHOT_SHARE", "0")  # what records a job is of the package itself
     code = "import sys\nfrom pathlib import Path\nassert not any(m.startswith('workbench') for m in sys.modules)\nimport workbench.base.store"
     assert run(write("n = 0", code), ledger=ledger).status == "succeeded"
 
@@ -291,7 +294,7 @@ def test_a_variable_that_was_read_while_importing_starts_a_cold_kernel(
     kernel, why = kernels.take(os.environ, "/")
     assert kernel is None and why.startswith(f"{name} is ") and "read while importing" in why
     if name in ("PYTHONPATH", "OMP_NUM_THREADS", "HOME"):  # what is read by everything
-        assert kernels.forward(["workbench", "runs"]) is None
+        assert line.forward(["workbench", "runs"]) is None
     assert f"start cold: {name}" in str(kernels.status())
 
 
@@ -334,7 +337,7 @@ def test_other_limits_interpreters_and_start_up_files(warm: Any, place: Path, tm
         resource.setrlimit(resource.RLIMIT_CORE, before[0])
     (tmp_path / "profile_default" / "startup").mkdir(parents=True)
     (tmp_path / "profile_default" / "startup" / "00.py").write_text("x = 1")
-    read = {**state["read"], "IPYTHONDIR": kernels.digest(str(tmp_path))}
+    read = {**state["read"], "IPYTHONDIR": line.digest(str(tmp_path))}
     assert "00.py runs code" in kernels.why_cold(
         {**state, "read": read}, {**os.environ, "IPYTHONDIR": str(tmp_path)}
     )

@@ -20,8 +20,10 @@ from workbench.release.approval import Request, Vote, get, may_vote, requests, s
 from workbench.release.gates import judge
 from workbench.release.people import ROLES, People, Person
 from workbench.release.registry import Promotion, approve, promote, reject, rollback
+from workbench.serve.engine import Engine
 
 DAY_S = 86_400.0
+APPROVED = "insert into approvals values (9, 'flights', 2, ?, 'champion', 'v', '', 0, 'ada', 'zoe', 'w', 1, 0, 0, 'promoted', 0)"
 ASKED = Request(
     1, "flights", 3, "d" * 64, "champion", "e" * 64, "", 0, "ada", "zoe", "better", 2, 0.0, DAY_S, "open"
 )
@@ -257,7 +259,7 @@ def _answer(root: Any, person: Person, barrier: Any, said: Any) -> None:
 
 
 def test_of_three_who_answer_at_once_one_promotes(shelf: Shelf, asked: Request, team) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     barrier, said = context.Barrier(3), context.SimpleQueue()
     work = [
         context.Process(target=_answer, args=(shelf.ledger.store.root, team[name], barrier, said))
@@ -277,3 +279,16 @@ def test_a_request_is_looked_at(asked: Request) -> None:
     shown = replace(asked, why="<script>alert(1)</script>")._repr_html_()
     assert "<script>" not in shown and "0 of 2" in shown
     json.dumps({k: v for k, v in vars(asked).items() if k != "votes"})
+
+
+def test_the_server_takes_only_what_was_approved(shelf: Shelf, team, bundles) -> None:
+    shelf.set_alias("flights", "champion", 1)  # past the front door
+    with pytest.raises(GateRefused, match="flights/1 .* was not approved"):
+        Engine("flights@champion", shelf.ledger, approved=True)
+    with shelf.ledger.change() as db:
+        db.execute(APPROVED, (bundles[1].digest,))
+    shelf.set_alias("flights", "champion", 2)
+    engine = Engine("flights@champion", shelf.ledger, approved=True)
+    shelf.set_alias("flights", "champion", 3)
+    assert not engine.refresh() and engine.version == 2  # a version that nobody approved does not take over
+    assert Engine("flights/3", shelf.ledger).version == 3  # to measure it, it must be asked

@@ -199,7 +199,7 @@ def serve(
         token = service_token(book.store, settings)
         url = f"http://{at[0]}:{listening.getsockname()[1]}"
         with records.start("serve", str(ref), params={"ref": str(ref), "url": url}, ledger=book) as run:
-            engine = Engine(ref, book)
+            engine = Engine(ref, book, approved=True)
             run.params |= {"model": engine.name, "version": engine.version}
             with contextlib.closing(
                 RequestLog(engine.name, engine.contract, store=book.store, run=run.id)

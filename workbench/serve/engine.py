@@ -26,6 +26,7 @@ from ..base.errors import BadInput, BadRow
 from ..base.ledger import Ledger
 from ..data.contract import Contract
 from ..models import shelf
+from ..models.approved import must_be_approved
 from ..models.bundle import Bundle
 from .cache import Cache
 from .checker import Values
@@ -78,8 +79,9 @@ class Engine:
         cache_rows: int = 4096,  # 0: nothing is cached
         cache_ttl_s: float = 0.0,  # 0: as long as there is room
         watch_s: float = 1.0,  # between two looks at the alias while running; 0: none
+        approved: bool = False,  # only what was approved, where the profile asks for approval
     ) -> None:
-        self.ref, self._ledger, self._watch_s = ref, ledger, watch_s
+        self.ref, self._ledger, self._watch_s, self._approved = ref, ledger, watch_s, approved
         self._limits = {"deadline_s": deadline_s, "headroom": headroom}
         self.counts, self.cache = Counts(), Cache(cache_rows, cache_ttl_s)
         self.loaded = self._load(shelf.as_bundle(ref, ledger))
@@ -91,6 +93,8 @@ class Engine:
         self._tracer: Any = None
 
     def _load(self, bundle: Bundle) -> Loaded:
+        if self._approved:
+            must_be_approved(bundle, self._ledger)
         return Loaded(bundle, Policy(**self._limits))
 
     @property
