@@ -202,6 +202,7 @@ def submitted(work: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ctrl_c_ends_the_kernel_there_and_what_it_had_comes_back(
     write: Any, far: str, ledger: Ledger
 ) -> None:
@@ -265,6 +266,7 @@ result(day=str(day))"""
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_due_time_runs_on_the_cluster_under_its_key(write: Any, far: str, ledger: Ledger) -> None:
     write(DAY, counted("0"))
     Path("jobs.toml").write_text(SCHEDULED)

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from workbench.base import progress
 from workbench.base.errors import BadInput, Stopped, WorkbenchError
 from workbench.base.records import find, runs
+from workbench.compute.cluster import started_in
 from workbench.models.shelf import load
-from workbench.train import scale
 from workbench.train.fit import fit
 from workbench.train.metrics import score
 
@@ -167,7 +167,7 @@ def test_two_workers_learn_the_same_and_say_so(world: SimpleNamespace, watched: 
     assert shown(watched).last[:3] == ("train", 8 * 1_800, 8 * 1_800)
     assert (there.run.folder / "checkpoint.safetensors").exists()
     assert not (there.run.folder / "ray").exists()
-    assert not [name for name in Path("/tmp").glob("wb-*") if scale.started_in(name)]
+    assert not [name for name in Path("/tmp").glob("wb-*") if started_in(name)]
     assert there.bundle().predictor()(world.valid.columns()).shape == (600,)
 
 
