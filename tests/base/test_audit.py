@@ -154,7 +154,9 @@ def test_many_write_at_once_and_some_are_killed(ledger: Ledger) -> None:
     for one in (*whole, *cut):
         one.start()
     for one in cut:
-        time.sleep(chance.random() * 0.4)
+        until = time.monotonic() + chance.random() * 0.4
+        while time.monotonic() < until:
+            assert verify(ledger).problems == ()  # also while they write
         os.kill(one.pid, signal.SIGKILL)
     for one in (*whole, *cut):
         one.join(60)

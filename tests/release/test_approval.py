@@ -254,7 +254,7 @@ def _answer(root: Any, person: Person, barrier: Any, said: Any) -> None:
     barrier.wait()
     try:
         said.put(type(approve(1, "ok", by=person, ledger=ledger)).__name__)
-    except (GateRefused, NotAllowed) as error:
+    except Exception as error:  # whatever it is, the test must hear it
         said.put(type(error).__name__)
 
 
@@ -270,7 +270,8 @@ def test_of_three_who_answer_at_once_one_promotes(shelf: Shelf, asked: Request, 
     heard = sorted(said.get() for _ in work)
     for one in work:
         one.join(30)
-    assert heard.count("Promotion") == 1 and shelf.aliases("flights") == {"champion": 1}
+    assert heard.count("Promotion") == 1 and set(heard) <= {"Promotion", "Request", "GateRefused"}
+    assert shelf.aliases("flights") == {"champion": 1}
     assert len(shelf.changes("flights")) == 1 and audit.verify(shelf.ledger).problems == ()
 
 

@@ -91,29 +91,34 @@ def note(db: sqlite3.Connection, actor: str, action: str, subject: str, **detail
 
 
 # %% ../../notebooks/00_base/72_audit.ipynb #publish
+def _locked(ledger: Ledger) -> FileLock:
+    return FileLock((ledger.store.root / AUDIT_FILE).with_suffix(".lock"), mode=0o600)
+
+
 def publish(ledger: Ledger) -> None:
     "Append to `audit.jsonl` what it lacks; a file that is not as it was left is not touched, and that is logged."
-    path = ledger.store.root / AUDIT_FILE
-    with FileLock(path.with_suffix(".lock"), mode=0o600):
-        rows = ledger.query("select seq, line from audit where ends=0 order by seq")
-        left = ledger.query("select coalesce(max(ends), 0) as size from audit")[0]["size"]
-        if not rows:
+    with _locked(ledger):
+        _append(ledger, ledger.store.root / AUDIT_FILE)
+
+
+def _append(ledger: Ledger, path: Path) -> None:
+    rows = ledger.query("select seq, line from audit where ends=0 order by seq")
+    left = ledger.query("select coalesce(max(ends), 0) as size from audit")[0]["size"]
+    if not rows:
+        return
+    text = "".join(row["line"] + "\n" for row in rows).encode()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(min(left, size))
+        if size < left or not text.startswith(file.read()):  # what a killed writer left is a beginning of it
+            get_logger("audit").warning(f"{path} is not as it was left: run workbench audit verify")
             return
-        text = "".join(row["line"] + "\n" for row in rows).encode()
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(min(left, size))
-            if size < left or not text.startswith(
-                file.read()
-            ):  # what a killed writer left is a beginning of it
-                get_logger("audit").warning(f"{path} is not as it was left: run workbench audit verify")
-                return
-            file.seek(left)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _mark(ledger, rows, left)
+        file.seek(left)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _mark(ledger, rows, left)
 
 
 def _mark(ledger: Ledger, rows: list[sqlite3.Row], begins: int) -> None:
@@ -206,14 +211,20 @@ def verify(
 ) -> Verification:
     "Check every entry, the chain, and the file against the ledger."
     prepare(ledger)
-    publish(ledger)
     path = ledger.store.root / AUDIT_FILE
-    rows = ledger.query("select seq, line, hash, ends from audit order by seq")
-    last = ledger.query("select seq from sqlite_sequence where name='audit'")
+    with _locked(
+        ledger
+    ):  # while others decide, the file and the rows that say they are in it stay as they are
+        _append(ledger, path)
+        last = ledger.query(
+            "select seq from sqlite_sequence where name='audit'"
+        )  # before the rows: they only grow
+        rows = ledger.query("select seq, line, hash, ends from audit order by seq")
+        lines = _lines(path)
     problems = _chain(rows)
     if last and last[0]["seq"] > len(rows):
         problems.append(f"the ledger has {len(rows)} entries, and had {last[0]['seq']}")
-    problems += _compare(_lines(path), [row["line"] for row in rows])
+    problems += _compare(lines, [row["line"] for row in rows if row["ends"]])
     if head and head not in {row["hash"] for row in rows}:
         problems.append(f"head {head[:12]} is not in the chain: entries were rewritten since it was kept")
     return Verification(len(rows), rows[-1]["hash"] if rows else "", tuple(problems), path)
