@@ -32,7 +32,7 @@ class Shell:
 
     @contextlib.contextmanager
     def _shell(self) -> Iterator[Any]:
-        quiet = Config({"HistoryManager": {"enabled": False}})
+        quiet = Config({"HistoryManager": {"enabled": False}, "InteractiveShell": {"warn_venv": False}})
         module = SimpleNamespace(__name__="__main__", __dict__={})
         with self.patch.context() as patch:
             patch.setitem(

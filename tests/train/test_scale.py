@@ -198,7 +198,7 @@ t.scale_loop(user_net.Net(8), t.made(), t.LoopConfig(epochs=10**6, batch_size=64
 @pytest.mark.parametrize(
     ("line", "wait_s", "by"),
     [
-        ("starting", 4, signal.SIGINT),
+        pytest.param("starting", 4, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("epoch", 0, signal.SIGINT, marks=pytest.mark.slow),
         ("starting", 8, signal.SIGKILL),
     ],
