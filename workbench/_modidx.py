@@ -127,6 +127,7 @@ d = {
                 "00_base/events.html#get_logger",
                 "workbench/base/events.py",
             ),
+            "workbench.base.events.say": ("00_base/events.html#say", "workbench/base/events.py"),
         },
         "workbench.base.html": {
             "workbench.base.html._cell": ("00_base/html.html#_cell", "workbench/base/html.py"),

@@ -27,7 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,8 +110,9 @@ class Log:
         self.last: tuple[str, int] = ("", -1)
 
     def _say(self, line: str) -> None:
-        with suppress(OSError):  # nobody reads it any more, or its disk is full: the work goes on
-            print(line, file=sys.stdout if _in_kernel() else sys.stderr, flush=True)
+        from workbench.base.events import say  # which imports structlog
+
+        say(sys.stdout if _in_kernel() else sys.stderr, line)
 
     def update(self, state: State) -> None:
         "Print a line when the stage or its tenth has changed."

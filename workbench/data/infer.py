@@ -14,6 +14,7 @@ __all__ = ["FEW", "OFTEN", "MANY", "Seen", "Draft", "infer"]
 # %% ../../notebooks/20_data/43_infer.ipynb #29e4af03
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -173,8 +174,9 @@ def _limits(seen: Seen, dtype: str, margin: float) -> dict[str, Any]:
     low, high = seen.low[dtype], seen.high[dtype]
     if dtype == "datetime":
         return {"ge": low.isoformat()}
-    room = (high - low) * margin
+    room, most = high * margin - low * margin, sys.float_info.max
     ge, le = _outwards(low - room, False), _outwards(high + room, True)
+    ge, le = max(ge, -most), min(le, most)
     ge = max(0, ge) if low >= 0 else ge
     if dtype == "int":
         ge, le = max(int(ge), -MAX_INT), min(int(le), MAX_INT)

@@ -39,7 +39,7 @@ def _numbers(seen: Numbers, dtype: str) -> dict[str, Any]:
     if not len(seen.keys):
         return {"shows": "nothing but missing values", "bars": []}
     points, (low, first, middle, last, high) = seen.points, seen.quantile(np.array([0, 0.001, 0.5, 0.999, 1]))
-    edges = np.linspace(first, last, BARS + 1)
+    edges = np.linspace(first / 2, last / 2, BARS + 1) * 2  # the whole span may be more than a float holds
     if (
         dtype == "int" and last - first < 1e9
     ):  # as many whole numbers in each bar, or the bars tell of themselves
