@@ -41,6 +41,7 @@ print(attach(sys.argv[1]))
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_it_stands_is_joined_and_keeps_the_work_of_a_killed_kernel(project: Path, store: Store) -> None:
     try:
         first = standing.up()

@@ -162,6 +162,7 @@ def test_the_record_is_the_one_of_a_run_here(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_failing_cell_is_told_with_cell_and_line(write: Any, far: str, ledger: Ledger) -> None:
     source = write("n: int = 1", "ok = n", "before = 1\nraise ValueError('no carrier')", "never = 1")
     with pytest.raises(JobFailed, match="in cell 3 of 4.*raise ValueError") as caught:
