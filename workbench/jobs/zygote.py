@@ -42,6 +42,7 @@ FRONT_PRELOAD = (
     "nbconvert.exporters",
     "bleach.css_sanitizer",
 )
+_INSTALLED = (".dist-info", ".pth")  # not the folder itself: a first import writes `__pycache__` into it
 _TICK_S = 1.0
 _REFILL_AFTER_S = 0.3  # a job that has just been given a kernel has the processor to itself
 
@@ -98,10 +99,10 @@ def _preload(names: tuple[str, ...]) -> dict[str, Any]:
 # %% ../../notebooks/80_jobs/13_zygote.ipynb #stamp
 def stamp(package: bool) -> list[Any]:
     "Changes when something is installed, or when a module of this package is edited if `package`."
-    folders = [Path(folder) for folder in sys.path if folder and Path(folder).is_dir()]
-    found: list[Any] = [
-        (str(folder), folder.stat().st_mtime_ns) for folder in folders if folder.name == "site-packages"
-    ]
+    found: list[Any] = []
+    for folder in (folder for folder in sys.path if Path(folder).name == "site-packages"):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            found += sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.name.endswith(_INSTALLED))
     if package:
         root = Path(sys.modules["workbench"].__file__ or "").parent
         with contextlib.suppress(FileNotFoundError):  # a file that goes away right now is a change
@@ -113,7 +114,7 @@ def stamp(package: bool) -> list[Any]:
 class _Pool:
     "Forked children that wait for a connection, oldest first."
 
-    def __init__(self, size: int, become: Callable[[socket.socket], Any], close: list[socket.socket]) -> None:
+    def __init__(self, size: int, become: Callable[[socket.socket], Any], close: list[Any]) -> None:
         self.size, self.become, self.close = size, become, close
         self.gates: dict[int, socket.socket] = {}
         self.ready: set[int] = set()
@@ -155,7 +156,9 @@ class _Pool:
 class Zygote:
     "Hands every connection to a child that is ready, and keeps `pool` of them ready."
 
-    def __init__(self, folder: Path, role: str, pool: int, target: str = "", prepare: str = "") -> None:
+    def __init__(
+        self, folder: Path, role: str, pool: int, target: str = "", prepare: str = "", lock: Any = None
+    ) -> None:
         self.folder, self.role, self.target = folder, role, target
         self.served, self.started_at, self.given_at = 0, time.time(), 0.0
         self.stamp = stamp(self._of_package)
@@ -171,7 +174,8 @@ class Zygote:
         signal.set_wakeup_fd(wake.fileno())
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        self.pool = _Pool(pool, self._become, [self.listener, self.woken, wake])
+        held = [self.listener, self.woken, wake] + ([lock] if lock else [])
+        self.pool = _Pool(pool, self._become, held)  # a child that held the lock would outlive it
 
     @property
     def _of_package(self) -> bool:
@@ -253,7 +257,7 @@ def main(folder: str, role: str, pool: str, target: str = "", prepare: str = "")
     "Serve until told to end; one zygote of a role in a folder, started again when it is out of date."
     if os.getsid(0) == os.getpid() and os.fork():  # once: no child of whoever started it
         os._exit(0)
-    lock = os.open(Path(folder, f"{role}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    lock = open(os.open(Path(folder, f"{role}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "rb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -261,8 +265,8 @@ def main(folder: str, role: str, pool: str, target: str = "", prepare: str = "")
         return
     state = Path(folder, f"{role}.json")
     state.unlink(missing_ok=True)
-    again = Zygote(Path(folder), role, int(pool), target, prepare).serve()
+    again = Zygote(Path(folder), role, int(pool), target, prepare, lock).serve()
     state.unlink(missing_ok=True)
     if again:
-        os.close(lock)
+        lock.close()
         os.execv(sys.executable, sys.orig_argv)
