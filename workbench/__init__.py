@@ -30,6 +30,7 @@ Modules:
 - `workbench.cli.debug`: `workbench debug RUN`: JupyterLab on the kernel of a failed job, with everything in it as it was.
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
+- `workbench.cli.edge`: `workbench edge pack NAME`: a model as one file for devices and browsers, verified before it is written.
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
 - `workbench.cli.labels`: `workbench labels audit FEED`: which labels are probably wrong, and a gate that stops a pipeline.
 - `workbench.cli.load`: `workbench load NAME --rate 100 --rate 400 --spike 10`: the curve of a service that runs here, and its knee.
@@ -163,10 +164,14 @@ Modules:
 - `workbench.lab.relabel`: The doubtful rows one by one, decided with one key each, two people at once.
 - `workbench.lab.scheduler`: JupyterLab's "Create Notebook Job" starts our jobs: typed, recorded, tried again when interrupted, never lost.
 - `workbench.models.approved`: Where a profile asks for approval, only what people approved goes into service.
+- `workbench.models.browser`: The packed model in a web page: the contract is checked, the row encoded and the score computed in the browser; nothing is sent anywhere.
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
+- `workbench.models.edge`: A bundle as one ONNX graph, from the contract's columns to the probability, that counts only once it gives the bundle's answers.
+- `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
+- `workbench.models.runner`: A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.

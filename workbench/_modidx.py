@@ -636,6 +636,10 @@ d = {
             "workbench.cli.doctor._store": ("95_cli/doctor.html#_store", "workbench/cli/doctor.py"),
             "workbench.cli.doctor.examine": ("95_cli/doctor.html#examine", "workbench/cli/doctor.py"),
         },
+        "workbench.cli.edge": {
+            "workbench.cli.edge.pack": ("95_cli/edge.html#pack", "workbench/cli/edge.py"),
+            "workbench.cli.edge.register": ("95_cli/edge.html#register", "workbench/cli/edge.py"),
+        },
         "workbench.cli.given": {
             "workbench.cli.given.given": ("95_cli/given.html#given", "workbench/cli/given.py")
         },
@@ -6834,6 +6838,101 @@ d = {
             "workbench.models.bundle.plain": ("30_models/bundle.html#plain", "workbench/models/bundle.py"),
             "workbench.models.bundle.save": ("30_models/bundle.html#save", "workbench/models/bundle.py"),
         },
+        "workbench.models.edge": {
+            "workbench.models.edge.Edge": ("30_models/edge.html#edge", "workbench/models/edge.py"),
+            "workbench.models.edge.Edge.__str__": (
+                "30_models/edge.html#edge.__str__",
+                "workbench/models/edge.py",
+            ),
+            "workbench.models.edge.Edge._repr_html_": (
+                "30_models/edge.html#edge._repr_html_",
+                "workbench/models/edge.py",
+            ),
+            "workbench.models.edge.Edge.runner": (
+                "30_models/edge.html#edge.runner",
+                "workbench/models/edge.py",
+            ),
+            "workbench.models.edge._columns": ("30_models/edge.html#_columns", "workbench/models/edge.py"),
+            "workbench.models.edge._kept": ("30_models/edge.html#_kept", "workbench/models/edge.py"),
+            "workbench.models.edge._rules": ("30_models/edge.html#_rules", "workbench/models/edge.py"),
+            "workbench.models.edge._taken": ("30_models/edge.html#_taken", "workbench/models/edge.py"),
+            "workbench.models.edge._tried": ("30_models/edge.html#_tried", "workbench/models/edge.py"),
+            "workbench.models.edge._why": ("30_models/edge.html#_why", "workbench/models/edge.py"),
+            "workbench.models.edge._zip": ("30_models/edge.html#_zip", "workbench/models/edge.py"),
+            "workbench.models.edge.graph_of": ("30_models/edge.html#graph_of", "workbench/models/edge.py"),
+            "workbench.models.edge.pack": ("30_models/edge.html#pack", "workbench/models/edge.py"),
+            "workbench.models.edge.placed": ("30_models/edge.html#placed", "workbench/models/edge.py"),
+            "workbench.models.edge.verify": ("30_models/edge.html#verify", "workbench/models/edge.py"),
+        },
+        "workbench.models.graph": {
+            "workbench.models.graph.Preprocessing": (
+                "30_models/graph.html#preprocessing",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing.__init__": (
+                "30_models/graph.html#preprocessing.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing._code": (
+                "30_models/graph.html#preprocessing._code",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing.forward": (
+                "30_models/graph.html#preprocessing.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Linear": ("30_models/graph.html#_linear", "workbench/models/graph.py"),
+            "workbench.models.graph._Linear.__init__": (
+                "30_models/graph.html#_linear.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Linear.forward": (
+                "30_models/graph.html#_linear.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Net": ("30_models/graph.html#_net", "workbench/models/graph.py"),
+            "workbench.models.graph._Net.__init__": (
+                "30_models/graph.html#_net.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Net.forward": (
+                "30_models/graph.html#_net.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._NumPyTypes": (
+                "30_models/graph.html#_numpytypes",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._NumPyTypes.__torch_function__": (
+                "30_models/graph.html#_numpytypes.__torch_function__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Text": ("30_models/graph.html#_text", "workbench/models/graph.py"),
+            "workbench.models.graph._Text.__init__": (
+                "30_models/graph.html#_text.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._as_torch": (
+                "30_models/graph.html#_as_torch",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._drawn": ("30_models/graph.html#_drawn", "workbench/models/graph.py"),
+            "workbench.models.graph._is_number": (
+                "30_models/graph.html#_is_number",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._look_up": ("30_models/graph.html#_look_up", "workbench/models/graph.py"),
+            "workbench.models.graph._names": ("30_models/graph.html#_names", "workbench/models/graph.py"),
+            "workbench.models.graph.drawable": ("30_models/graph.html#drawable", "workbench/models/graph.py"),
+            "workbench.models.graph.export": ("30_models/graph.html#export", "workbench/models/graph.py"),
+            "workbench.models.graph.joined": ("30_models/graph.html#joined", "workbench/models/graph.py"),
+            "workbench.models.graph.model_of": ("30_models/graph.html#model_of", "workbench/models/graph.py"),
+            "workbench.models.graph.network": ("30_models/graph.html#network", "workbench/models/graph.py"),
+            "workbench.models.graph.preprocessing": (
+                "30_models/graph.html#preprocessing",
+                "workbench/models/graph.py",
+            ),
+        },
         "workbench.models.linear": {
             "workbench.models.linear.LinearScorer": (
                 "30_models/linear.html#linearscorer",
@@ -6963,6 +7062,36 @@ d = {
                 "30_models/probe.html#make_probes",
                 "workbench/models/probe.py",
             ),
+        },
+        "workbench.models.runner": {
+            "workbench.models.runner.Refused": (
+                "30_models/runner.html#refused",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner.Runner": ("30_models/runner.html#runner", "workbench/models/runner.py"),
+            "workbench.models.runner.Runner.__init__": (
+                "30_models/runner.html#runner.__init__",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner.Runner._array": (
+                "30_models/runner.html#runner._array",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner.Runner.predict": (
+                "30_models/runner.html#runner.predict",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner.Runner.scores": (
+                "30_models/runner.html#runner.scores",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner._broken": (
+                "30_models/runner.html#_broken",
+                "workbench/models/runner.py",
+            ),
+            "workbench.models.runner._fault": ("30_models/runner.html#_fault", "workbench/models/runner.py"),
+            "workbench.models.runner.check": ("30_models/runner.html#check", "workbench/models/runner.py"),
+            "workbench.models.runner.main": ("30_models/runner.html#main", "workbench/models/runner.py"),
         },
         "workbench.models.shelf": {
             "workbench.models.shelf.Shelf": ("30_models/shelf.html#shelf", "workbench/models/shelf.py"),

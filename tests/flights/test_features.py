@@ -14,6 +14,7 @@ from workbench.flights.features import (
     DelayNet,
     FlightContract,
     WeatherContract,
+    _weekday,
     features,
     late,
 )
@@ -85,6 +86,14 @@ def test_known_dates_and_times() -> None:
     assert midnight["block_min"][0] == 60
     west = features(FlightContract.parse_rows([ROW]))
     assert west["wind_y"][0] == pytest.approx(-12) and west["wind_x"][0] == pytest.approx(0, abs=1e-9)
+
+
+def test_every_day_of_a_century_has_its_weekday() -> None:
+    days = np.arange("2000-01-01", "2101-01-01", dtype="datetime64[D]")
+    months = days.astype("datetime64[M]")
+    year, month = days.astype("datetime64[Y]").astype(np.int64) + 1970, months.astype(np.int64) % 12 + 1
+    found = _weekday(year, month, (days - months).astype(np.int64) + 1)
+    assert np.array_equal(found, (days.astype(np.int64) + 3) % 7)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -49,6 +49,7 @@ from workbench.cli import (
     approvals,
     cluster,
     debug,
+    edge,
     kernels,
     labels,
     load,
@@ -70,6 +71,7 @@ approvals.register(app)
 cluster.register(app)
 kernels.register(app)
 debug.register(app)
+edge.register(app)
 labels.register(app)
 load.register(app)
 plan.register(app)

@@ -104,6 +104,7 @@ _MINUTE = 2 * np.pi * np.arange(1441) / 1440
 _DEGREE = 2 * np.pi * np.arange(361) / 360
 _SIN_MINUTE, _COS_MINUTE = np.sin(_MINUTE), np.cos(_MINUTE)
 _SIN_DEGREE, _COS_DEGREE = np.sin(_DEGREE), np.cos(_DEGREE)
+_MONTH = np.array([0, 3, 2, 5, 0, 3, 5, 1, 4, 6, 2, 4])  # of the weekday of its first day (Sakamoto)
 
 NUMERIC = (
     "dep_sin", "dep_cos", "arr_sin", "arr_cos", "block_min", "distance",
@@ -119,9 +120,8 @@ def _minutes(hhmm: np.ndarray) -> np.ndarray:
 
 def _weekday(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> np.ndarray:
     "0 Monday to 6 Sunday."
-    months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + (month - 1)
-    days = months.astype("datetime64[D]") + (day - 1)
-    return (days.astype(np.int64) + 3) % 7
+    shift = np.where(month < 3, year - 1, year)
+    return (shift + shift // 4 - shift // 100 + shift // 400 + _MONTH[month - 1] + day + 6) % 7
 
 
 def features(

@@ -1,0 +1,257 @@
+"""A pack is the bundle's answers in one file, or there is no pack."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import toy
+
+from workbench.base.errors import BadInput, GateRefused, WorkbenchError
+from workbench.data.contract import Column, Contract
+from workbench.data.feed import Feed
+from workbench.data.recipe import Recipe
+from workbench.models import bundle as bundles
+from workbench.models import edge, graph
+from workbench.models.shelf import Shelf
+
+TRICKY = """
+import numpy as np
+from numpy import minimum
+
+TABLE = np.array([0.5, -0.5, 2.0])
+
+def _third(values):
+    return values / 3
+
+def features(rows, cut=np.float64(2.5)):
+    n, x = rows["n"], rows["x"]
+    return {
+        "third": _third(n), "root": np.sqrt(np.abs(n)), "half": n // 2, "rest": n % 7, "back": -n // 3,
+        "least": minimum(n, 4) * 0.1, "table": TABLE[n % 3], "gap": np.where(np.isnan(x), -1.0, x * cut),
+        "x": x, "sign": np.where(n < 0, "minus" == "plus", n > 3).astype(np.int64), "word": rows["word"],
+        "flag": rows["flag"], "bucket": n // 10, "level": np.floor(x),
+    }
+
+def label(rows):
+    return rows["n"] > 0
+"""
+KINDS = Contract(
+    "tricky",
+    {"n": Column("int"), "x": Column("float", nullable=True), "word": Column("str"), "flag": Column("bool")},
+)
+
+
+def rows(count: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 30, count)
+    x[rng.random(count) < 0.2] = np.nan
+    words = np.array(rng.choice(["a", "b", ""], count), dtype=object)
+    return {"n": rng.integers(-50, 50, count), "x": x, "word": words, "flag": rng.random(count) < 0.5}
+
+
+def encoded(module: graph.Preprocessing, columns: dict[str, np.ndarray]) -> np.ndarray:
+    "What the drawn preprocessing gives, before it is a file."
+    given = []
+    with torch.no_grad():
+        module(
+            *(
+                torch.ones(2, dtype=torch.int64 if n in module.text else _kind(columns[n]))
+                for n in module.names
+            )
+        )
+        for name in module.names:
+            values = columns[name]
+            if name in module.text:
+                values = np.array([module.codes[name].get(text, 0) for text in values.tolist()])
+            given.append(torch.from_numpy(values))
+        return module(*given).numpy()
+
+
+def _kind(values: np.ndarray) -> torch.dtype:
+    return torch.from_numpy(values[:1]).dtype
+
+
+def test_what_numpy_computes_is_drawn_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tricky.py").write_text(TRICKY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    numeric = ("third", "root", "half", "rest", "back", "least", "table", "gap", "x")
+    recipe = Recipe("tricky:features", "tricky:label", numeric, ("sign", "word", "flag", "bucket", "level"))
+    recipe = recipe.fit(rows(500, 0))
+    other = rows(2000, 1)
+    other["word"][:50] = "never seen"
+    assert np.array_equal(encoded(graph.Preprocessing(recipe, KINDS), other), recipe.encode(other))
+
+
+def test_the_flights_are_drawn_to_the_last_bit() -> None:
+    from workbench.flights import features as flights
+
+    rng, count, columns = np.random.default_rng(0), 3000, {}
+    for name in flights.FlightContract.inputs:
+        column = flights.FlightContract.columns[name]
+        if column.dtype == "str":
+            columns[name] = np.array(rng.choice(["EWR", "JFK", "UA", "ORD"], count), dtype=object)
+        elif column.dtype == "int":
+            columns[name] = rng.integers(column.ge, column.le + 1, count)
+        else:
+            columns[name] = rng.uniform(column.ge, column.le, count)
+            columns[name][rng.random(count) < (0.2 if column.nullable else 0)] = np.nan
+    recipe = Recipe(
+        "workbench.flights.features:features",
+        "workbench.flights.features:late",
+        flights.NUMERIC,
+        flights.CATEGORICAL,
+    ).fit(columns)
+    drawn = encoded(graph.Preprocessing(recipe, flights.FlightContract), columns)
+    assert np.array_equal(drawn, recipe.encode(columns))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("{'a': rows['word'] + 'x'}", "TypeError"),
+        ("{'a': rows['x'] if rows['x'].sum() > 0 else rows['n']}", "cannot be drawn"),
+        ("{'a': math.sqrt(rows['x'][0]) + rows['x']}", "cannot be drawn"),
+        ("{'a': 1.0}", "feature 'a' is float"),
+    ],
+)
+def test_features_that_cannot_be_drawn_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, why: str
+) -> None:
+    module = f"odd{abs(hash(body)) % 10**8}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import math\n\ndef features(rows):\n    return {body}\n\nlabel = features\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stats = {"inputs": ["n", "x", "word"], "numeric": {"a": {"mean": 0.0, "std": 1.0, "has_missing": False}}}
+    recipe = Recipe(f"{module}:features", f"{module}:label", ("a",), (), {**stats, "categorical": {}})
+    with pytest.raises(BadInput, match=f"{module}:features cannot be drawn") as caught:
+        graph.preprocessing(recipe, KINDS)
+    assert why in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bundles.Bundle, Feed, edge.Edge]:
+    folder = tmp_path_factory.mktemp("edge")
+    bundle = bundles.save(folder / "bundle", **toy.net_parts())
+    pl.DataFrame(toy.columns(2000, 3)).with_columns(pl.col("wind").fill_nan(None)).write_parquet(
+        folder / "rows.parquet"
+    )
+    feed = Feed(folder / "rows.parquet", toy.CONTRACT)
+    return bundle, feed, edge.pack(bundle, folder / "delays.zip", feed)
+
+
+@pytest.mark.slow
+def test_a_logistic_regression_is_packed_too(tmp_path: Path) -> None:
+    bundle = bundles.save(tmp_path / "bundle", **toy.linear_parts())
+    found = edge.pack(bundle, tmp_path / "delays.zip")
+    columns = toy.columns(2000, 3)
+    assert np.abs(found.runner().scores(columns) - bundle.predictor()(columns)).max() <= 1e-7
+    assert found.meta["verified"]["feed"] == "its kept rows"
+
+
+Packed = tuple[bundles.Bundle, Feed, edge.Edge]
+
+
+def test_every_row_of_the_feed_is_compared(packed: Packed) -> None:
+    _, feed, found = packed
+    seen = found.meta["verified"]
+    assert (seen["rows"], seen["fingerprint"]) == (2000, feed.fingerprint())
+    assert 0 <= seen["largest_difference"] <= 1e-6
+    assert "verified on delays: 2,000 rows" in str(found) and "largest_difference" in found._repr_html_()
+
+
+def test_rows_give_the_bundle_s_answers_in_any_number(packed: Packed) -> None:
+    bundle, _, found = packed
+    some = [{"rain": 1.0, "wind": None, "carrier": "UA"}, {"rain": 0.0, "wind": 3.5, "carrier": "new"}] * 20
+    want = bundle.predictor()(toy.CONTRACT.parse_rows(some))
+    model = found.runner()
+    assert np.abs(model.predict(some) - want).max() <= 1e-6
+    assert np.abs(model.predict(some[:1]) - want[:1]).max() <= 1e-6
+
+
+def test_the_file_runs_as_a_program_outside_of_any_package(packed: Packed, tmp_path: Path) -> None:
+    bundle, _, found = packed
+    row = toy.CONTRACT.example()
+    command = [sys.executable, "-I", "-S", "-c", _WITHOUT_US, str(found.path), json.dumps(row)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer, *modules = done.stdout.splitlines()
+    want = float(bundle.predictor()(toy.CONTRACT.parse_rows([row]))[0])
+    assert abs(json.loads(answer)["prediction"] - want) <= 1e-6
+    assert not {"workbench", "torch", "polars", "pydantic"} & set(modules)
+
+
+_WITHOUT_US = f"""
+import atexit, runpy, sys
+sys.path += {[p for p in sys.path if "site-packages" in p]!r}
+sys.argv = sys.argv[1:]
+atexit.register(lambda: print(*sorted(name for name in sys.modules if "." not in name), sep="\\n"))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_graph_that_is_not_the_bundle_s_is_no_pack(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, feed, found = packed
+    other = bundles.save(tmp_path / "other", **toy.linear_parts())
+    with pytest.raises(GateRefused, match=r"is not the bundle: row \d+ moved by"):
+        edge.verify(found.runner(), other, feed.columns())
+    proto = zipfile.ZipFile(found.path).read("model.onnx")
+    import onnx
+
+    monkeypatch.setattr(edge, "graph_of", lambda bundle: (onnx.load_from_string(proto), found.meta["codes"]))
+    with pytest.raises((WorkbenchError, ValueError)):
+        edge.pack(other, tmp_path / "other.zip", feed)
+    assert not list(tmp_path.glob("*.zip*")) and not list(tmp_path.glob(".*part"))
+
+
+def test_the_alias_edge_says_what_a_device_gets() -> None:
+    shelf = Shelf()
+    for slope in (1.0, 2.0, 3.0):
+        shelf.add("delays", **toy.linear_parts(slope))
+    shelf.set_alias("delays", "champion", 1)
+    assert edge.placed("delays").version == 1
+    shelf.set_alias("delays", "edge", 2)
+    assert [edge.placed(ref).version for ref in ("delays", "delays@champion", "delays/3")] == [2, 1, 3]
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_of_150_mb_is_enough(packed: Packed, tmp_path: Path) -> None:
+    bundle, _, found = packed
+    place = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = str(place / "bin/python")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "-q",
+        "--no-compile",
+        "onnxruntime",
+        "numpy",
+    ]
+    subprocess.run(pip, check=True)
+    size_mb = (
+        sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+        / 1e6
+    )
+    row = toy.CONTRACT.example()
+    done = subprocess.run(
+        [python, str(found.path), json.dumps(row)], capture_output=True, text=True, cwd=tmp_path
+    )
+    want = float(bundle.predictor()(toy.CONTRACT.parse_rows([row]))[0])
+    assert abs(json.loads(done.stdout)["prediction"] - want) <= 1e-6, done.stderr
+    print(f"a venv with numpy and onnxruntime: {size_mb:.0f} MB")
+    assert size_mb <= 150
