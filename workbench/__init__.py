@@ -18,6 +18,7 @@ Modules:
 - `workbench.base.identity`: Which code, on which data, in which environment, with which parameters and seed.
 - `workbench.base.ledger`: The one file that knows what happened.
 - `workbench.base.mirror`: Runs appear in MLflow, and a run never waits for it.
+- `workbench.base.objects`: What is named by an import path, such as `project.features:late`, is found in one place.
 - `workbench.base.progress`: Long work shows where it is, when it will end, and stops when asked.
 - `workbench.base.records`: Every execution is a Run: who ran what, on which data, at what cost, and what came out.
 - `workbench.base.redact`: A secret that this process knows is taken out of whatever it writes.

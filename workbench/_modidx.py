@@ -228,6 +228,16 @@ d = {
             "workbench.base.mirror.ensure": ("00_base/mirror.html#ensure", "workbench/base/mirror.py"),
             "workbench.base.mirror.main": ("00_base/mirror.html#main", "workbench/base/mirror.py"),
         },
+        "workbench.base.objects": {
+            "workbench.base.objects.load_object": (
+                "00_base/objects.html#load_object",
+                "workbench/base/objects.py",
+            ),
+            "workbench.base.objects.split_path": (
+                "00_base/objects.html#split_path",
+                "workbench/base/objects.py",
+            ),
+        },
         "workbench.base.progress": {
             "workbench.base.progress.Display": (
                 "00_base/progress.html#display",
@@ -3393,13 +3403,8 @@ d = {
             ),
             "workbench.data.recipe._learned": ("20_data/recipe.html#_learned", "workbench/data/recipe.py"),
             "workbench.data.recipe._number": ("20_data/recipe.html#_number", "workbench/data/recipe.py"),
-            "workbench.data.recipe._parts": ("20_data/recipe.html#_parts", "workbench/data/recipe.py"),
             "workbench.data.recipe._scaled": ("20_data/recipe.html#_scaled", "workbench/data/recipe.py"),
             "workbench.data.recipe._texts": ("20_data/recipe.html#_texts", "workbench/data/recipe.py"),
-            "workbench.data.recipe.load_object": (
-                "20_data/recipe.html#load_object",
-                "workbench/data/recipe.py",
-            ),
         },
         "workbench.data.reference": {
             "workbench.data.reference.write_reference": (
@@ -3483,6 +3488,8 @@ d = {
                 "workbench/data/rule.py",
             ),
             "workbench.data.rule._Compiled": ("20_data/rule.html#_compiled", "workbench/data/rule.py"),
+            "workbench.data.rule._answers": ("20_data/rule.html#_answers", "workbench/data/rule.py"),
+            "workbench.data.rule._called": ("20_data/rule.html#_called", "workbench/data/rule.py"),
             "workbench.data.rule._compiled": ("20_data/rule.html#_compiled", "workbench/data/rule.py"),
             "workbench.data.rule._parsed": ("20_data/rule.html#_parsed", "workbench/data/rule.py"),
             "workbench.data.rule._verdicts": ("20_data/rule.html#_verdicts", "workbench/data/rule.py"),
@@ -3490,6 +3497,7 @@ d = {
             "workbench.data.rule.first_broken": ("20_data/rule.html#first_broken", "workbench/data/rule.py"),
             "workbench.data.rule.first_good": ("20_data/rule.html#first_good", "workbench/data/rule.py"),
             "workbench.data.rule.is_condition": ("20_data/rule.html#is_condition", "workbench/data/rule.py"),
+            "workbench.data.rule.parsed": ("20_data/rule.html#parsed", "workbench/data/rule.py"),
             "workbench.data.rule.polars_type": ("20_data/rule.html#polars_type", "workbench/data/rule.py"),
             "workbench.data.rule.roots": ("20_data/rule.html#roots", "workbench/data/rule.py"),
         },

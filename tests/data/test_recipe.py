@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.base.errors import BadInput, NotFound
+from workbench.base.objects import load_object
 from workbench.data.contract import Columns
-from workbench.data.recipe import LIMIT, Recipe, load_object
+from workbench.data.recipe import LIMIT, Recipe
 
 
 def _features(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

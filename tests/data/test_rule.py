@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.base.errors import BadInput, BadRow, FeedRefused
+from workbench.base.errors import BadFeed, BadInput, BadRow, FeedRefused, NotFound, WorkbenchError
 from workbench.base.records import Ledger
 from workbench.data.contract import Column, Contract, Rule
 from workbench.data.feed import Feed
@@ -70,6 +70,48 @@ def test_a_feed_refuses_the_same_row(project: Path, ledger: Ledger) -> None:
     write_parquet(project / "cells.parquet", pl.DataFrame([ROW, ROW | {"area": 0.5}]))
     with pytest.raises(FeedRefused, match="the area is the larger"):
         Feed("cells.parquet", contract).check(ledger)
+
+
+def is_luhn(number: pl.Series) -> list[bool]:
+    "What SQL cannot say: the last digit proves the others."
+    return [
+        sum(map(int, text[-1::-2] + "".join(str(2 * int(d)) for d in text[-2::-2]))) % 10 == 0
+        for text in number
+    ]
+
+
+def is_short(rows: pl.Series, other: pl.Series) -> pl.Series:
+    return (rows > 0).head(1)
+
+
+def test_a_function_of_the_project_is_a_rule_of_feeds_and_requests(project: Path, ledger: Ledger) -> None:
+    columns = {"number": Column("str"), "n": Column("int")}
+    rules = (Rule("luhn", f"{__name__}:is_luhn(number)", "the check digit is wrong"),)
+    contract = Contract("cards", columns, rules, error_budget=0.5)
+    write_parquet(
+        project / "cards.parquet",
+        pl.DataFrame({"number": ["79927398713", "79927398710", "18"], "n": [1, 2, 3]}),
+    )
+    report = Feed("cards.parquet", contract).check(ledger)
+    assert report.refused == 1 and report.rules[0]["sample"] == "row 1: number=79927398710"
+    assert Contract.from_json(contract.to_json()) == contract
+    contract.parse_rows([{"number": "18", "n": 3}])
+    with pytest.raises(BadRow, match="row 1: the check digit is wrong"):
+        contract.parse_rows([{"number": "18", "n": 3}, {"number": "17", "n": 3}])
+
+
+def test_a_function_that_is_not_there_or_answers_amiss_is_said(project: Path, ledger: Ledger) -> None:
+    with pytest.raises(NotFound, match="has no 'is_odd'"):
+        Rule("r", f"{__name__}:is_odd(n)", "why")
+    with pytest.raises(BadInput, match="names no column"):
+        Rule("r", f"{__name__}:is_luhn()", "why")
+    write_parquet(project / "n.parquet", pl.DataFrame({"n": [1, 2], "m": [1, 2]}))
+    columns = {"n": Column("int"), "m": Column("int")}
+    feed = Feed("n.parquet", Contract("n", columns, (Rule("r", f"{__name__}:is_short(n, m)", "why"),)))
+    with pytest.raises(WorkbenchError, match="gave 1 values of type Boolean for 2 rows"):
+        feed.check(ledger)
+    with pytest.raises(BadFeed, match="no column 'k'"):
+        Feed("n.parquet", Contract("n", columns, (Rule("r", f"{__name__}:is_luhn(k)", "why"),)))
 
 
 LIGHT = """

@@ -27,8 +27,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 # %% ../../notebooks/95_cli/24_labels.ipynb #given
 def _parts(model: str, contract: str, recipe: str) -> tuple[Any, Any]:
     "Contract and recipe, of a model or by their import paths."
+    from workbench.base.objects import load_object
     from workbench.data.contract import Contract
-    from workbench.data.recipe import Recipe, load_object
+    from workbench.data.recipe import Recipe
 
     if model:
         from workbench.models.shelf import load

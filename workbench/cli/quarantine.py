@@ -25,8 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 # %% ../../notebooks/95_cli/24_quarantine.ipynb #the-contract
 def the_contract(path: str) -> Any:
     "The contract at an import path, module:name."
+    from workbench.base.objects import load_object
     from workbench.data.contract import Contract
-    from workbench.data.recipe import load_object
 
     found = load_object(path)
     if not isinstance(found, Contract):

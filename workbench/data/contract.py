@@ -38,7 +38,7 @@ from workbench.data.column import (
     plain,
     series_array,
 )
-from .rule import Rule, first_broken, first_good, polars_type
+from .rule import Rule, first_broken, first_good, parsed, polars_type
 from .whole import Whole, whole_of
 
 if TYPE_CHECKING:
@@ -354,10 +354,10 @@ def _example_row(contract: Contract) -> dict[str, Any]:
 
 # %% ../../notebooks/20_data/10_contract.ipynb #schema
 def _schema(contract: Contract) -> "pandera.polars.DataFrameSchema":
-    pa, pl = need("pandera.polars", extra="data"), need("polars", extra="data")
+    pa = need("pandera.polars", extra="data")
     columns = {}
     for name, column in contract.columns.items():
         checks = [check(good, rule, why, True) for rule, (good, why) in limits(name, column).items()]
         columns[name] = pa.Column(polars_type(column.dtype), checks, nullable=column.nullable)
-    rules = [check(pl.sql_expr(rule.sql), rule.name, rule.why, False) for rule in contract.rules]
+    rules = [check(parsed(rule.sql), rule.name, rule.why, False) for rule in contract.rules]
     return pa.DataFrameSchema(columns, checks=rules, name=contract.name)

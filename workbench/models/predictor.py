@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import BadInput, NotFound, need
-from ..data.recipe import Recipe, load_object
+from ..base.objects import load_object
+from ..data.recipe import Recipe
 from .linear import sigmoid
 
 TILE_ROWS = 32

@@ -20,9 +20,10 @@ import numpy as np
 
 from ..base import html
 from ..base.errors import BadInput, WorkbenchError
+from ..base.objects import load_object
 from ..base.records import Ledger, Run
 from ..data.contract import Contract
-from ..data.recipe import Recipe, load_object
+from ..data.recipe import Recipe
 from ..models.bundle import Bundle
 from ..models.shelf import Shelf
 

@@ -33,9 +33,9 @@ from torch import nn
 
 from ..base import errors
 from ..base.errors import BadInput, Stopped, Unavailable, WorkbenchError
+from ..base.objects import load_object
 from ..base.store import atomic_write
 from ..compute.cluster import connect
-from ..data.recipe import load_object
 from .loop import Arrays, LoopConfig, LoopResult, save_weights, train_loop, weights_of
 
 POLL_S = 0.2
