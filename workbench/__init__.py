@@ -187,6 +187,7 @@ Modules:
 - `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
 - `workbench.serve.checker`: The contract, compiled for one row: what is plainly right is read in a microsecond a column, anything else goes to the contract.
 - `workbench.serve.clients`: Who asks, what they may do, and how often.
+- `workbench.serve.comparison`: Two models saw the same rows: how often they agree, for whom they do not, and what each costs.
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
@@ -199,6 +200,7 @@ Modules:
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
+- `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.

@@ -7773,6 +7773,76 @@ d = {
             ),
             "workbench.serve.clients.needed": ("50_serve/clients.html#needed", "workbench/serve/clients.py"),
         },
+        "workbench.serve.comparison": {
+            "workbench.serve.comparison.ShadowReport": (
+                "50_serve/comparison.html#shadowreport",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.ShadowReport.__str__": (
+                "50_serve/comparison.html#shadowreport.__str__",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.ShadowReport._repr_html_": (
+                "50_serve/comparison.html#shadowreport._repr_html_",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.ShadowReport.broken": (
+                "50_serve/comparison.html#shadowreport.broken",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.ShadowReport.from_json": (
+                "50_serve/comparison.html#shadowreport.from_json",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.ShadowReport.to_json": (
+                "50_serve/comparison.html#shadowreport.to_json",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally": (
+                "50_serve/comparison.html#tally",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally.__post_init__": (
+                "50_serve/comparison.html#tally.__post_init__",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally._group": (
+                "50_serve/comparison.html#tally._group",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally._keep": (
+                "50_serve/comparison.html#tally._keep",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally.add": (
+                "50_serve/comparison.html#tally.add",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally.from_json": (
+                "50_serve/comparison.html#tally.from_json",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally.to_json": (
+                "50_serve/comparison.html#tally.to_json",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.Tally.worst": (
+                "50_serve/comparison.html#tally.worst",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.reported": (
+                "50_serve/comparison.html#reported",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.slice_columns": (
+                "50_serve/comparison.html#slice_columns",
+                "workbench/serve/comparison.py",
+            ),
+            "workbench.serve.comparison.wilson": (
+                "50_serve/comparison.html#wilson",
+                "workbench/serve/comparison.py",
+            ),
+        },
         "workbench.serve.counts": {
             "workbench.serve.counts.Counts": ("50_serve/counts.html#counts", "workbench/serve/counts.py"),
             "workbench.serve.counts.Counts.histograms": (
@@ -8351,6 +8421,10 @@ d = {
                 "50_serve/requestlog.html#_remove_stale",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog._rotate": (
+                "50_serve/requestlog.html#_rotate",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._settle": (
                 "50_serve/requestlog.html#_settle",
                 "workbench/serve/requestlog.py",
@@ -8374,6 +8448,44 @@ d = {
             "workbench.serve.requestlog.to_table": (
                 "50_serve/requestlog.html#to_table",
                 "workbench/serve/requestlog.py",
+            ),
+        },
+        "workbench.serve.sequential": {
+            "workbench.serve.sequential.Race": (
+                "50_serve/sequential.html#race",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.__post_init__": (
+                "50_serve/sequential.html#race.__post_init__",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race._weigh": (
+                "50_serve/sequential.html#race._weigh",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.add": (
+                "50_serve/sequential.html#race.add",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.harm": (
+                "50_serve/sequential.html#race.harm",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.rate": (
+                "50_serve/sequential.html#race.rate",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.safe": (
+                "50_serve/sequential.html#race.safe",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential._mixed": (
+                "50_serve/sequential.html#_mixed",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.below": (
+                "50_serve/sequential.html#below",
+                "workbench/serve/sequential.py",
             ),
         },
         "workbench.serve.trace": {
