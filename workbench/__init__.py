@@ -185,6 +185,7 @@ Modules:
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
 - `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
+- `workbench.serve.canary`: A new version answers a few, and is gone before it has hurt many.
 - `workbench.serve.checker`: The contract, compiled for one row: what is plainly right is read in a microsecond a column, anything else goes to the contract.
 - `workbench.serve.clients`: Who asks, what they may do, and how often.
 - `workbench.serve.comparison`: Two models saw the same rows: how often they agree, for whom they do not, and what each costs.
@@ -196,12 +197,15 @@ Modules:
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
 - `workbench.serve.load`: How a service bears what comes: requests that do not wait for each other, counted from the moment they were due.
 - `workbench.serve.meters`: What a service counted, as Prometheus reads it and as a run keeps it.
+- `workbench.serve.mirror`: The process that a challenger runs in: whatever it does there, nobody waits for it.
 - `workbench.serve.page`: The service as it is now, on one page: requests, latency, batches, cache, versions.
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
+- `workbench.serve.shadow`: A challenger sees what the champion is asked, and nobody who asks can tell.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
+- `workbench.serve.traffic`: Who answers and who only watches, decided while the service runs.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.
 - `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.

@@ -7677,6 +7677,52 @@ d = {
             "workbench.serve.cache.Cache.get": ("50_serve/cache.html#cache.get", "workbench/serve/cache.py"),
             "workbench.serve.cache.Cache.put": ("50_serve/cache.html#cache.put", "workbench/serve/cache.py"),
         },
+        "workbench.serve.canary": {
+            "workbench.serve.canary.Canary": ("50_serve/canary.html#canary", "workbench/serve/canary.py"),
+            "workbench.serve.canary.Canary.__init__": (
+                "50_serve/canary.html#canary.__init__",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.__str__": (
+                "50_serve/canary.html#canary.__str__",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary._add": (
+                "50_serve/canary.html#canary._add",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary._holds": (
+                "50_serve/canary.html#canary._holds",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary._repr_html_": (
+                "50_serve/canary.html#canary._repr_html_",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.decide": (
+                "50_serve/canary.html#canary.decide",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.goes": (
+                "50_serve/canary.html#canary.goes",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.heard": (
+                "50_serve/canary.html#canary.heard",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.plain": (
+                "50_serve/canary.html#canary.plain",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.saw": (
+                "50_serve/canary.html#canary.saw",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Decision": ("50_serve/canary.html#decision", "workbench/serve/canary.py"),
+            "workbench.serve.canary.Guard": ("50_serve/canary.html#guard", "workbench/serve/canary.py"),
+            "workbench.serve.canary.place": ("50_serve/canary.html#place", "workbench/serve/canary.py"),
+        },
         "workbench.serve.checker": {
             "workbench.serve.checker.Checker": (
                 "50_serve/checker.html#checker",
@@ -8296,6 +8342,34 @@ d = {
             ),
             "workbench.serve.meters.label": ("50_serve/meters.html#label", "workbench/serve/meters.py"),
         },
+        "workbench.serve.mirror": {
+            "workbench.serve.mirror.Mirror": ("50_serve/mirror.html#mirror", "workbench/serve/mirror.py"),
+            "workbench.serve.mirror.Mirror.__init__": (
+                "50_serve/mirror.html#mirror.__init__",
+                "workbench/serve/mirror.py",
+            ),
+            "workbench.serve.mirror.Mirror._read": (
+                "50_serve/mirror.html#mirror._read",
+                "workbench/serve/mirror.py",
+            ),
+            "workbench.serve.mirror.Mirror._scores": (
+                "50_serve/mirror.html#mirror._scores",
+                "workbench/serve/mirror.py",
+            ),
+            "workbench.serve.mirror.Mirror.see": (
+                "50_serve/mirror.html#mirror.see",
+                "workbench/serve/mirror.py",
+            ),
+            "workbench.serve.mirror.main": ("50_serve/mirror.html#main", "workbench/serve/mirror.py"),
+            "workbench.serve.mirror.serve_line": (
+                "50_serve/mirror.html#serve_line",
+                "workbench/serve/mirror.py",
+            ),
+            "workbench.serve.mirror.step_back": (
+                "50_serve/mirror.html#step_back",
+                "workbench/serve/mirror.py",
+            ),
+        },
         "workbench.serve.page": {
             "workbench.serve.page._hash": ("50_serve/page.html#_hash", "workbench/serve/page.py"),
             "workbench.serve.page.live": ("50_serve/page.html#live", "workbench/serve/page.py"),
@@ -8488,6 +8562,59 @@ d = {
                 "workbench/serve/sequential.py",
             ),
         },
+        "workbench.serve.shadow": {
+            "workbench.serve.shadow.Shadow": ("50_serve/shadow.html#shadow", "workbench/serve/shadow.py"),
+            "workbench.serve.shadow.Shadow.__init__": (
+                "50_serve/shadow.html#shadow.__init__",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow._take": (
+                "50_serve/shadow.html#shadow._take",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow._watch": (
+                "50_serve/shadow.html#shadow._watch",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow._work": (
+                "50_serve/shadow.html#shadow._work",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow.close": (
+                "50_serve/shadow.html#shadow.close",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow.drain": (
+                "50_serve/shadow.html#shadow.drain",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow.offer": (
+                "50_serve/shadow.html#shadow.offer",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow.Shadow.report": (
+                "50_serve/shadow.html#shadow.report",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow._Child": ("50_serve/shadow.html#_child", "workbench/serve/shadow.py"),
+            "workbench.serve.shadow._Child.__init__": (
+                "50_serve/shadow.html#_child.__init__",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow._Child.answer": (
+                "50_serve/shadow.html#_child.answer",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow._Child.ask": (
+                "50_serve/shadow.html#_child.ask",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow._Child.end": (
+                "50_serve/shadow.html#_child.end",
+                "workbench/serve/shadow.py",
+            ),
+            "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
+        },
         "workbench.serve.trace": {
             "workbench.serve.trace.Trace": ("50_serve/trace.html#trace", "workbench/serve/trace.py"),
             "workbench.serve.trace.Trace.header": (
@@ -8496,6 +8623,104 @@ d = {
             ),
             "workbench.serve.trace.emit": ("50_serve/trace.html#emit", "workbench/serve/trace.py"),
             "workbench.serve.trace.tracer": ("50_serve/trace.html#tracer", "workbench/serve/trace.py"),
+        },
+        "workbench.serve.traffic": {
+            "workbench.serve.traffic.Directed": (
+                "50_serve/traffic.html#directed",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Directed.__str__": (
+                "50_serve/traffic.html#directed.__str__",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic": (
+                "50_serve/traffic.html#traffic",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.__init__": (
+                "50_serve/traffic.html#traffic.__init__",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._begin_canary": (
+                "50_serve/traffic.html#traffic._begin_canary",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._begin_shadow": (
+                "50_serve/traffic.html#traffic._begin_shadow",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._end_canary": (
+                "50_serve/traffic.html#traffic._end_canary",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._end_shadow": (
+                "50_serve/traffic.html#traffic._end_shadow",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._follow": (
+                "50_serve/traffic.html#traffic._follow",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._judge": (
+                "50_serve/traffic.html#traffic._judge",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._look": (
+                "50_serve/traffic.html#traffic._look",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._rolled_back": (
+                "50_serve/traffic.html#traffic._rolled_back",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._write": (
+                "50_serve/traffic.html#traffic._write",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.failed": (
+                "50_serve/traffic.html#traffic.failed",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.heard": (
+                "50_serve/traffic.html#traffic.heard",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.picks": (
+                "50_serve/traffic.html#traffic.picks",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.plain": (
+                "50_serve/traffic.html#traffic.plain",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.saw": (
+                "50_serve/traffic.html#traffic.saw",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.start": (
+                "50_serve/traffic.html#traffic.start",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic.stop": (
+                "50_serve/traffic.html#traffic.stop",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic._keep": ("50_serve/traffic.html#_keep", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic._version": (
+                "50_serve/traffic.html#_version",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.direct": ("50_serve/traffic.html#direct", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic.directed": (
+                "50_serve/traffic.html#directed",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.end": ("50_serve/traffic.html#end", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic.seen": ("50_serve/traffic.html#seen", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic.shadow_report": (
+                "50_serve/traffic.html#shadow_report",
+                "workbench/serve/traffic.py",
+            ),
         },
         "workbench.serve.wire": {
             "workbench.serve.wire.BoundedProtocol": (
