@@ -42,6 +42,7 @@ Modules:
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
 - `workbench.cli.resume`: `workbench resume RUN`: a job that ended badly goes on at the cell that failed.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.cli.traffic`: `workbench shadow flights 4 --share 0.2`: a version beside the one that answers, while the service runs.
 - `workbench.compute.cell`: A whole cell on the cluster: what it reads goes there, what it assigned comes back, what cannot travel is named.
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
@@ -192,6 +193,7 @@ Modules:
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
+- `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
 - `workbench.serve.inference`: The Open Inference Protocol (v2): what KServe's and Triton's clients speak, JSON or binary.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.

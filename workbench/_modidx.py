@@ -779,6 +779,12 @@ d = {
             "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
         },
+        "workbench.cli.traffic": {
+            "workbench.cli.traffic._verb": ("95_cli/traffic.html#_verb", "workbench/cli/traffic.py"),
+            "workbench.cli.traffic.canary": ("95_cli/traffic.html#canary", "workbench/cli/traffic.py"),
+            "workbench.cli.traffic.register": ("95_cli/traffic.html#register", "workbench/cli/traffic.py"),
+            "workbench.cli.traffic.shadow": ("95_cli/traffic.html#shadow", "workbench/cli/traffic.py"),
+        },
         "workbench.compute.cell": {
             "workbench.compute.cell.Names": ("10_compute/cell.html#names", "workbench/compute/cell.py"),
             "workbench.compute.cell._augmented": (
@@ -7312,6 +7318,10 @@ d = {
                 "60_release/evidence.html#_scores",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._shadowed": (
+                "60_release/evidence.html#_shadowed",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._without": (
                 "60_release/evidence.html#_without",
                 "workbench/release/evidence.py",
@@ -7376,6 +7386,10 @@ d = {
                 "60_release/gates.html#_of_labels",
                 "workbench/release/gates.py",
             ),
+            "workbench.release.gates._of_shadow": (
+                "60_release/gates.html#_of_shadow",
+                "workbench/release/gates.py",
+            ),
             "workbench.release.gates._over_baseline": (
                 "60_release/gates.html#_over_baseline",
                 "workbench/release/gates.py",
@@ -7413,6 +7427,10 @@ d = {
             ),
             "workbench.release.gates.right_size": (
                 "60_release/gates.html#right_size",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.shadow_gates": (
+                "60_release/gates.html#shadow_gates",
                 "workbench/release/gates.py",
             ),
         },
@@ -7609,11 +7627,13 @@ d = {
         "workbench.serve.app": {
             "workbench.serve.app._as_response": ("50_serve/app.html#_as_response", "workbench/serve/app.py"),
             "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
+            "workbench.serve.app._log": ("50_serve/app.html#_log", "workbench/serve/app.py"),
             "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
             "workbench.serve.app._no_such_route": (
                 "50_serve/app.html#_no_such_route",
                 "workbench/serve/app.py",
             ),
+            "workbench.serve.app._outcomes": ("50_serve/app.html#_outcomes", "workbench/serve/app.py"),
             "workbench.serve.app._page_failed": ("50_serve/app.html#_page_failed", "workbench/serve/app.py"),
             "workbench.serve.app._pages": ("50_serve/app.html#_pages", "workbench/serve/app.py"),
             "workbench.serve.app._routes": ("50_serve/app.html#_routes", "workbench/serve/app.py"),
@@ -7926,12 +7946,14 @@ d = {
                 "50_serve/desk.html#desk.__init__",
                 "workbench/serve/desk.py",
             ),
-            "workbench.serve.desk.Desk._answer": (
-                "50_serve/desk.html#desk._answer",
-                "workbench/serve/desk.py",
-            ),
+            "workbench.serve.desk.Desk._ask": ("50_serve/desk.html#desk._ask", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk._keep": ("50_serve/desk.html#desk._keep", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk._strictly": (
                 "50_serve/desk.html#desk._strictly",
+                "workbench/serve/desk.py",
+            ),
+            "workbench.serve.desk.Desk.feedback": (
+                "50_serve/desk.html#desk.feedback",
                 "workbench/serve/desk.py",
             ),
             "workbench.serve.desk.Desk.infer": ("50_serve/desk.html#desk.infer", "workbench/serve/desk.py"),
@@ -8107,6 +8129,25 @@ d = {
                 "50_serve/engine.html#_read_all",
                 "workbench/serve/engine.py",
             ),
+        },
+        "workbench.serve.feedback": {
+            "workbench.serve.feedback.Told": ("50_serve/feedback.html#told", "workbench/serve/feedback.py"),
+            "workbench.serve.feedback._auc": ("50_serve/feedback.html#_auc", "workbench/serve/feedback.py"),
+            "workbench.serve.feedback._told": ("50_serve/feedback.html#_told", "workbench/serve/feedback.py"),
+            "workbench.serve.feedback._value": (
+                "50_serve/feedback.html#_value",
+                "workbench/serve/feedback.py",
+            ),
+            "workbench.serve.feedback.join": ("50_serve/feedback.html#join", "workbench/serve/feedback.py"),
+            "workbench.serve.feedback.quality": (
+                "50_serve/feedback.html#quality",
+                "workbench/serve/feedback.py",
+            ),
+            "workbench.serve.feedback.read_feedback": (
+                "50_serve/feedback.html#read_feedback",
+                "workbench/serve/feedback.py",
+            ),
+            "workbench.serve.feedback.truth": ("50_serve/feedback.html#truth", "workbench/serve/feedback.py"),
         },
         "workbench.serve.guard": {
             "workbench.serve.guard.Guard": ("50_serve/guard.html#guard", "workbench/serve/guard.py"),
@@ -8320,6 +8361,10 @@ d = {
                 "50_serve/meters.html#meters.collect",
                 "workbench/serve/meters.py",
             ),
+            "workbench.serve.meters.Meters.log": (
+                "50_serve/meters.html#meters.log",
+                "workbench/serve/meters.py",
+            ),
             "workbench.serve.meters.Meters.observe": (
                 "50_serve/meters.html#meters.observe",
                 "workbench/serve/meters.py",
@@ -8361,6 +8406,7 @@ d = {
                 "workbench/serve/mirror.py",
             ),
             "workbench.serve.mirror.main": ("50_serve/mirror.html#main", "workbench/serve/mirror.py"),
+            "workbench.serve.mirror.nice": ("50_serve/mirror.html#nice", "workbench/serve/mirror.py"),
             "workbench.serve.mirror.serve_line": (
                 "50_serve/mirror.html#serve_line",
                 "workbench/serve/mirror.py",
@@ -8371,6 +8417,7 @@ d = {
             ),
         },
         "workbench.serve.page": {
+            "workbench.serve.page._beside": ("50_serve/page.html#_beside", "workbench/serve/page.py"),
             "workbench.serve.page._hash": ("50_serve/page.html#_hash", "workbench/serve/page.py"),
             "workbench.serve.page.live": ("50_serve/page.html#live", "workbench/serve/page.py"),
         },

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from workbench.base.errors import BadInput
-from workbench.release.gates import Gate, Waiver, default_gates, judge, measures, right_size
+from workbench.release.gates import Gate, Waiver, default_gates, judge, measures, right_size, shadow_gates
 
 
 def failed(verdict) -> list[str]:
@@ -18,10 +18,20 @@ def failed(verdict) -> list[str]:
 def test_what_is_better_passes(evidence) -> None:
     verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
     assert verdict.passed and failed(verdict) == [] and verdict.why == "all 15 gates passed"
-    of_labels = {
-        name for name in measures() if name.startswith("label_")
-    }  # measured only where labels were audited
-    assert {row["gate"] for row in verdict.rows} == set(measures()) - of_labels and len(of_labels) == 4
+    of_others = {
+        name for name in measures() if name.startswith(("label_", "shadow_"))
+    }  # an audit's, a shadow's
+    assert {row["gate"] for row in verdict.rows} == set(measures()) - of_others and len(of_others) == 7
+
+
+def test_a_shadow_is_asked_for_by_gates_of_its_own(evidence) -> None:
+    new, base = evidence(auc=0.72), evidence("flights/1", 0.69)
+    watched = {"rows": 2_000, "agreement_low": 0.95, "broken": 0, "champion": "flights/1"}
+    about = {"baseline": base, "champion": None, "gates": shadow_gates()}
+    assert failed(judge(new, **about)) == ["shadow_rows", "shadow_agreement", "shadow_broken"]
+    assert judge(replace(new, shadow=watched), **about).passed
+    assert failed(judge(replace(new, shadow=watched | {"broken": 1}), **about)) == ["shadow_broken"]
+    assert failed(judge(replace(new, shadow=watched | {"rows": 9}), **about)) == ["shadow_rows"]
 
 
 @pytest.mark.parametrize(

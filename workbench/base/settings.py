@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address the service listens on")
     port: int = Field(8765, ge=1, le=65535, description="port of the service, 1 to 65535")
     serve_token: str | None = Field(None, description="secret reference, env:NAME or file:PATH")
+    log_share: float = Field(1.0, ge=0, le=1, description="share of requests that the service keeps, 0 to 1")
+    log_redact: str = Field("", description="columns that the request log never holds, comma-separated")
+    log_keep_mb: float = Field(
+        10_000, ge=0, description="MB of requests to keep, oldest days go; 0 keeps all"
+    )
+    log_keep_days: float = Field(0, ge=0, description="days of requests to keep, 0 for ever")
     ray_address: str = Field("local", description="'none', 'local', 'auto', host:port or ray://host:port")
     cluster_provider: Literal["aws", "azure", "gcp", "kuberay"] = Field(
         "kuberay", description="aws, azure, gcp or kuberay: for workbench cluster config"

@@ -58,6 +58,7 @@ from workbench.cli import (
     reproduce,
     resume,
     schedule,
+    traffic,
 )
 from .given import given
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
@@ -79,6 +80,7 @@ quarantine.register(app)
 reproduce.register(app)
 resume.register(app)
 schedule.register(app)
+traffic.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 

@@ -35,6 +35,7 @@ from ..data.labels import Audit
 from ..models.bundle import Bundle, plain
 from ..models.shelf import as_bundle
 from .resample import resampled
+from ..serve.comparison import ShadowReport
 from ..serve.engine import Engine
 from ..train.metrics import score, slices
 
@@ -64,6 +65,7 @@ class Evidence:
     draws: dict[str, list[float]] = field(default_factory=dict)  # a metric on rows drawn again, once a draw
     missing: list[dict[str, Any]] = field(default_factory=list)  # column, auc without it, loss; worst first
     usd_per_1000: float | None = None  # compute of 1,000 requests of one row
+    shadow: dict[str, Any] = field(default_factory=dict)  # what it did beside the champion, on real traffic
 
     def to_json(self) -> dict[str, Any]:
         "Plain JSON data; what is not finite is null."
@@ -202,6 +204,7 @@ def measure(
     by: str | Sequence[str] | None = None,  # columns to slice by; text inputs with few values when None
     calls: int = CALLS,
     labels: Audit | None = None,  # of this feed: its measures can be gates too
+    shadow: ShadowReport | None = None,  # of this bundle beside the champion: its measures can be gates too
     ledger: Ledger | None = None,
 ) -> Evidence:
     "Measure a bundle on a feed, as a recorded run."
@@ -231,12 +234,24 @@ def measure(
             trained_on=str(bundle.lineage.get("data") or ""),
             draws=resampled(y, found),
             missing=missing,
+            shadow=_shadowed(shadow, bundle),
             usd_per_1000=float(spent.mean()) / 3.6e3 * load_settings().cpu_usd_per_h,
         )
         _log(run, evidence)
         text = json.dumps(evidence.to_json())
         run.keep("evidence", atomic_write(run.folder / "evidence.json", text))
     return evidence
+
+
+def _shadowed(report: ShadowReport | None, bundle: Bundle) -> dict[str, Any]:
+    "What a shadow of this very bundle measured, without anybody's rows."
+    expected("shadow", report, (ShadowReport, type(None)), "use workbench.serve.traffic.shadow_report(name)")
+    if report is None:
+        return {}
+    if report.digest != bundle.digest:
+        what = f"the shadow was {report.challenger} ({report.digest[:12]}), not {bundle.ref} ({bundle.digest[:12]})"
+        raise BadInput(what, "give the report of the bundle that is measured")
+    return report.to_json() | {"worth": [], "broken": report.broken}
 
 
 def _audited(audit: Audit | None, feed: Feed) -> dict[str, float]:

@@ -16,6 +16,7 @@ __all__ = [
     "Waiver",
     "measures",
     "default_gates",
+    "shadow_gates",
     "Verdict",
     "judge",
     "Choice",
@@ -137,6 +138,13 @@ def _of_labels(name: str) -> Measure:
     return lambda new, baseline, champion: (_known(new.metrics.get(name)), "audit of the labels")
 
 
+def _of_shadow(name: str) -> Measure:
+    return lambda new, baseline, champion: (
+        _known(new.shadow.get(name)),
+        f"{new.shadow['rows']:,} requests beside {new.shadow['champion']}" if new.shadow else "no shadow",
+    )
+
+
 _MEASURES: dict[str, Measure] = {
     "auc": lambda new, baseline, champion: (_known(new.metrics.get("auc")), f"on {new.rows:,} rows"),
     "auc_over_baseline": _over_baseline("auc"),
@@ -163,6 +171,9 @@ _MEASURES: dict[str, Measure] = {
     "label_conflicts": _of_labels("label_conflicts"),
     "label_agreement": _of_labels("label_agreement"),
     "label_rate_shift": _of_labels("label_rate_shift"),
+    "shadow_rows": _of_shadow("rows"),
+    "shadow_agreement": _of_shadow("agreement_low"),
+    "shadow_broken": _of_shadow("broken"),
 }
 
 # %% ../../notebooks/60_release/20_gates.ipynb #default-gates
@@ -191,6 +202,21 @@ def default_gates(**limits: float) -> list[Gate]:
         if name not in _MEASURES:
             raise BadInput(f"gate '{name}' is not measured", near(name, measures()))
     return [replace(gate, limit=limits.get(gate.name, gate.limit)) for gate in _DEFAULT]
+
+
+# %% ../../notebooks/60_release/20_gates.ipynb #shadow-gates
+def shadow_gates(rows: int = 1_000, agreement: float = 0.9) -> list[Gate]:
+    "Gates on a challenger's time in the shadow, beside `default_gates`; evidence is `measure(..., shadow=report)`."
+    return [
+        Gate("shadow_rows", rows, ">=", "few requests prove little"),
+        Gate(
+            "shadow_agreement",
+            agreement,
+            ">=",
+            "a version that decides otherwise is looked at by people first",
+        ),
+        Gate("shadow_broken", 0, "<=", "it must answer what people really ask"),
+    ]
 
 
 # %% ../../notebooks/60_release/20_gates.ipynb #verdict

@@ -4,6 +4,7 @@
 - A request is validated by the contract that the feed was checked with, and by nothing else: what training refused, serving refuses.
 - The same engine speaks `/v1/models/NAME:predict`, `:stream` (server-sent events) and the Open Inference Protocol under `/v2`. `/` is a live page.
 - The engine runs while the app does: requests are answered in batches, within their deadlines, by whatever version the reference means now.
+- `POST /feedback` keeps outcomes by request id. A shadow or canary that `workbench shadow` or `workbench canary` asks for joins the service while it runs.
 - Clients with scopes and rates of their own stand in `clients.json` in the store, as SHA-256 of their tokens.
 - The port is taken before anything is loaded. The token is made once, 0600, and never printed: the log says where it is.
 - SIGTERM and Ctrl-C end a service well: what is in flight is answered, the request log is written, the run succeeded."""
@@ -41,6 +42,7 @@ from .meters import Meters
 from .page import HEADERS, PAGE, live
 from .refusal import Limits, Receive, Refusal, Scope, Send
 from .requestlog import RequestLog
+from .traffic import Traffic
 
 if TYPE_CHECKING:
     import fastapi
@@ -53,6 +55,8 @@ def create_app(
     token: str,
     clients: Mapping[str, Client] | None = None,  # by the SHA-256 of their token, beside the token's owner
     log: RequestLog | None = None,
+    outcomes: RequestLog | None = None,  # where feedback is kept; without, it is refused
+    traffic: Traffic | None = None,  # a shadow or a canary beside the engine
     max_body_bytes: int = 1 << 20,
     max_rows: int = 1_000,
     hosts: frozenset[str] | None = LOOPBACK_HOSTS,  # Host names answered to; None: any
@@ -67,15 +71,15 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=lambda app: _running(engine),
+        lifespan=lambda app: _running(engine, traffic),
     )
     app.state.meters = meters
-    hot = Hot(app.pages, routes=_routes(Desk(engine, limits, log)))
+    hot = Hot(app.pages, routes=_routes(Desk(engine, limits, log, traffic, outcomes)))
     everybody = Clients.of(token, clients)
     app.front = Guard(hot, token=everybody, limits=limits, hosts=hosts, observe=meters.observe)
     app.add_exception_handler(need("starlette.exceptions", extra="serve").HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _page_failed)
-    for path, page in _pages(engine, limits, meters).items():
+    for path, page in _pages(engine, limits, meters, traffic).items():
         app.add_route(path, page, methods=["GET"])
     return app
 
@@ -97,16 +101,23 @@ def _service() -> "type[fastapi.FastAPI]":
 
 
 @contextlib.asynccontextmanager
-async def _running(engine: Engine) -> AsyncIterator[None]:
-    "The engine runs while the app does."
+async def _running(engine: Engine, traffic: Traffic | None) -> AsyncIterator[None]:
+    "The engine runs while the app does, and what stands beside it."
     async with engine:
-        yield
+        if traffic is not None:
+            traffic.start()
+        try:
+            yield
+        finally:
+            if traffic is not None:
+                await traffic.stop()
 
 
 def _routes(desk: Desk) -> dict[str, Handler]:
     name = desk.engine.name
     return {
         "/predict": desk.predict,
+        "/feedback": desk.feedback,
         f"/v1/models/{name}:predict": desk.predict,
         f"/v1/models/{name}:stream": desk.stream,
         f"/v2/models/{name}/infer": desk.infer,
@@ -134,7 +145,9 @@ def _as_response(request: Any, refusal: Refusal) -> Any:
 _JSON, _TEXT = "application/json", "text/plain; version=1.0.0; charset=utf-8"
 
 
-def _pages(engine: Engine, limits: Limits, meters: Meters) -> dict[str, Callable[[Any], Any]]:
+def _pages(
+    engine: Engine, limits: Limits, meters: Meters, traffic: Traffic | None
+) -> dict[str, Callable[[Any], Any]]:
     "The routes of pages that are read."
     made: dict[str, Callable[[], tuple[bytes, str]]] = {
         "/healthz": lambda: (b'{"status": "alive"}', _JSON),
@@ -147,7 +160,7 @@ def _pages(engine: Engine, limits: Limits, meters: Meters) -> dict[str, Callable
     server = {"name": "workbench", "version": "2", "extensions": ["binary_tensor_data"]}
     made["/v2"] = lambda: (json.dumps(server).encode(), _JSON)
     made[f"/v2/models/{name}"] = lambda: (json.dumps(metadata(engine)).encode(), _JSON)
-    made["/live.json"] = lambda: (json.dumps(live(engine, meters)).encode(), _JSON)
+    made["/live.json"] = lambda: (json.dumps(live(engine, meters, traffic)).encode(), _JSON)
     made["/"] = lambda: (PAGE, "text/html; charset=utf-8")
     response = need("starlette.responses", extra="serve").Response
 
@@ -201,11 +214,13 @@ def serve(
         with records.start("serve", str(ref), params={"ref": str(ref), "url": url}, ledger=book) as run:
             engine = Engine(ref, book, approved=True)
             run.params |= {"model": engine.name, "version": engine.version}
-            with contextlib.closing(
-                RequestLog(engine.name, engine.contract, store=book.store, run=run.id)
-            ) as log:
+            with (
+                contextlib.closing(_log(engine, book.store, run.id, settings)) as log,
+                contextlib.closing(_outcomes(engine, book.store, run.id)) as outcomes,
+            ):
                 others = load_clients(book.store.path("clients.json"))
-                app = create_app(engine, token=token, clients=others, log=log, hosts=_names(at[0], hosts))
+                beside = {"traffic": Traffic(engine, book, approved=True), "log": log, "outcomes": outcomes}
+                app = create_app(engine, token=token, clients=others, hosts=_names(at[0], hosts), **beside)
                 where = settings.serve_token or str(book.store.path("token"))
                 ready = {"url": url, "model": engine.name, "version": engine.version, "token": where}
                 _serve_until_asked(
@@ -226,6 +241,17 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _log(engine: Engine, store: Store, run: str, settings: Settings) -> RequestLog:
+    "The request log, as the profile wants it."
+    hidden = frozenset(filter(None, (name.strip() for name in settings.log_redact.split(","))))
+    kept = {"share": settings.log_share, "keep_mb": settings.log_keep_mb, "keep_days": settings.log_keep_days}
+    return RequestLog(engine.name, engine.contract, store=store, run=run, redact=hidden, **kept)
+
+
+def _outcomes(engine: Engine, store: Store, run: str) -> RequestLog:
+    return RequestLog(engine.name, engine.contract, store=store, run=run, folder="feedback", outcomes=True)
 
 
 # %% ../../notebooks/50_serve/50_app.ipynb #serve-until-asked

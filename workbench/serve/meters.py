@@ -99,6 +99,10 @@ class Meters:
             title = name.replace("_s", "_seconds")
             yield _histograms(core, f"workbench_{title}", f"{title} of batches", found, ["model"])
 
+    def log(self) -> dict[str, int]:
+        "Rows of the request log: waiting, written, lost, and how often the disk refused."
+        return {name: sum(getattr(log.pending, name) for log in self._logs) for name in _LOG}
+
     @property
     def rows(self) -> int:
         "Rows answered by all engines."

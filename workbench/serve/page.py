@@ -17,10 +17,11 @@ from typing import Any
 
 from .engine import Engine
 from .meters import Meters
+from .traffic import Traffic
 
 
 # %% ../../notebooks/50_serve/47_page.ipynb #live
-def live(engine: Engine, meters: Meters) -> dict[str, Any]:
+def live(engine: Engine, meters: Meters, traffic: Traffic | None = None) -> dict[str, Any]:
     "What the page shows, as plain data; infinite is null."
     counts, policy = engine.counts, engine.loaded.policy
 
@@ -44,7 +45,17 @@ def live(engine: Engine, meters: Meters) -> dict[str, Any]:
         "best_rows": policy.best_rows,
         "learned_ms": [[size, took_s * 1e3] for size, took_s in sorted(policy.seconds.items())],
         "cached": len(engine.cache),
+        "log": meters.log(),
+        **_beside(traffic),
     }
+
+
+def _beside(traffic: Traffic | None) -> dict[str, Any]:
+    "What stands beside the engine, without anybody's rows."
+    known = traffic.plain() if traffic is not None else {"shadow": None, "canary": None}
+    if known["shadow"]:
+        known["shadow"] = {**known["shadow"], "worth": [], "slices": known["shadow"]["slices"][:5]}
+    return known
 
 
 # %% ../../notebooks/50_serve/47_page.ipynb #page
@@ -69,7 +80,13 @@ function show(d){
  if(last){rates.push((asked-last.asked)/Math.max(d.at-last.at,.001));rates=rates.slice(-120)}
  last={asked,at:d.at};
  $("name").textContent=d.model+" version "+d.version;$("run").textContent=d.run?"trained by run "+d.run:"";
- $("cards").replaceChildren(card("answers a second",(rates.at(-1)||0).toFixed(1)),card("answers",asked),card("p50, at most",ms(d.p50_ms)),card("p99, at most",ms(d.p99_ms)),card("from cache or shared",asked?(100*saved/asked).toFixed(1)+" %":"0 %"),card("refused, too late",c.shed+c.expired),card("failed",c.failed),card("rows a batch, best",d.best_rows),card("versions taken over",c.swaps));
+ $("cards").replaceChildren(card("answers a second",(rates.at(-1)||0).toFixed(1)),card("answers",asked),card("p50, at most",ms(d.p50_ms)),card("p99, at most",ms(d.p99_ms)),card("from cache or shared",asked?(100*saved/asked).toFixed(1)+" %":"0 %"),card("refused, too late",c.shed+c.expired),card("failed",c.failed),card("rows a batch, best",d.best_rows),card("versions taken over",c.swaps),card("log rows lost",d.log.lost||0));
+ const s=d.shadow,k=d.canary,pc=v=>(100*v).toFixed(1)+" %";
+ $("beside").hidden=!s;if(s){$("shadow").textContent=s.challenger+", "+pc(s.share)+" of requests";
+  $("sides").replaceChildren(card("agreement",s.rows?pc(s.agreement):"no rows yet"),card("rows seen",s.rows),card("mean difference",s.difference.toFixed(4)),card("us a row, "+s.champion,s.champion_us.toFixed(0)),card("us a row, "+s.challenger,s.challenger_us.toFixed(0)),card("broken",s.failed+s.not_numbers+s.died),card("dropped",s.dropped));
+  $("slices").replaceChildren(...s.slices.map(x=>{const tr=document.createElement("tr");[x.slice+" "+x.group,x.rows,pc(x.agreement)].forEach(v=>cell(tr,v));return tr}))}
+ $("few").hidden=!k;if(k){$("canary").textContent=d.model+"/"+k.version+", "+pc(k.weight)+" of callers: "+k.decision+" ("+k.why+")";
+  $("guards").replaceChildren(...k.guards.map(x=>{const tr=document.createElement("tr");[x.guard,x.old,pc(x.old_rate),x.new,pc(x.new_rate)].forEach(v=>cell(tr,v));return tr}))}
  const top=Math.max(1,...rates);$("line").setAttribute("points",rates.map((r,i)=>(i*600/119)+","+(95-90*r/top)).join(" "));$("top").textContent="at most "+top.toFixed(1)+" a second";
  const most=Math.max(1,...d.batches);$("batches").replaceChildren(...d.batches.map((n,i)=>{const tr=document.createElement("tr");cell(tr,i<d.batch_bounds.length?"to "+d.batch_bounds[i]:"more");cell(tr,n);const td=document.createElement("td"),bar=document.createElement("div");bar.className="bar";bar.style.width=(100*n/most)+"%";td.style.width="60%";td.append(bar);tr.append(td);return tr}));
  $("requests").replaceChildren(...d.requests.map(r=>{const tr=document.createElement("tr");r.forEach(v=>cell(tr,v));return tr}));
@@ -92,6 +109,10 @@ PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Wor
 <main id="board" hidden><div class="row" id="cards"></div>
 <h2>Answers a second <small id="top"></small></h2><svg viewBox="0 0 600 100" preserveAspectRatio="none"><polyline id="line" fill="none" stroke="#2f6fde" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>
 <h2>Rows a batch</h2><table><tbody id="batches"></tbody></table>
+<section id="beside" hidden><h2>Shadow <small id="shadow"></small></h2><div class="row" id="sides"></div>
+<table><thead><tr><th>slice</th><th>rows</th><th>agree</th></tr></thead><tbody id="slices"></tbody></table></section>
+<section id="few" hidden><h2>Canary <small id="canary"></small></h2>
+<table><thead><tr><th>guard</th><th>old</th><th>bad</th><th>new</th><th>bad</th></tr></thead><tbody id="guards"></tbody></table></section>
 <h2>Requests</h2><table><thead><tr><th>path</th><th>status</th><th>times</th></tr></thead><tbody id="requests"></tbody></table>
 </main><script>{_SCRIPT}</script></body></html>""".encode()
 

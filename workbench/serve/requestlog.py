@@ -50,16 +50,21 @@ class Entry:
     request: str
     version: int
     rows: list[dict[str, Any]]
-    predictions: list[float]
+    predictions: list[float]  # none for what came in later
+    first: int = 0  # position of the first row in its request
 
 
 _ARROW = {"int": "int64", "float": "float64", "str": "string", "bool": "bool_", "datetime": "timestamp"}
 
 
-def arrow_schema(contract: Contract) -> "pyarrow.Schema":
-    "The columns of a part; the same for every part of a contract."
+def arrow_schema(contract: Contract, outcomes: bool = False) -> "pyarrow.Schema":
+    "The columns of a part, of what is asked or of what came out; the same for every part of a contract."
     pa = need("pyarrow", extra="data")
-    made = {name: getattr(pa, _ARROW[c.dtype]) for name, c in contract.columns.items() if c.role != "outcome"}
+    made = {
+        name: getattr(pa, _ARROW[c.dtype])
+        for name, c in contract.columns.items()
+        if (c.role == "outcome") is outcomes
+    }
     row = pa.struct([(name, kind("us") if kind is pa.timestamp else kind()) for name, kind in made.items()])
     return pa.schema(
         [
@@ -84,11 +89,11 @@ def to_table(entries: list[Entry], schema: "pyarrow.Schema", model: str, run: st
     columns = {
         "at": [datetime.fromtimestamp(entry.at, UTC) for entry, _, _ in flat],
         "request": [entry.request for entry, _, _ in flat],
-        "position": [i for _, i, _ in flat],
+        "position": [entry.first + i for entry, i, _ in flat],
         "model": [model] * len(flat),
         "version": [entry.version for entry, _, _ in flat],
         "run": [run] * len(flat),
-        "prediction": [entry.predictions[i] for entry, i, _ in flat],
+        "prediction": [entry.predictions[i] if entry.predictions else None for entry, i, _ in flat],
         "row": [_dated(row, dates) for _, _, row in flat],
     }
     return pa.table(columns, schema=schema)
@@ -191,6 +196,7 @@ class RequestLog:
         keep_mb: float = 0.0,  # on disk; 0: all of it
         keep_days: float = 0.0,  # 0: for ever
         folder: str = "requests",  # in the store
+        outcomes: bool = False,  # what came out later, instead of what was asked
     ) -> None:
         if unknown := sorted(redact - set(contract.columns)):
             what = f"column '{unknown[0]}' is not in the contract of {name}: nothing to redact"
@@ -203,19 +209,29 @@ class RequestLog:
         self._told = 0  # lost rows that were told of
         self.name, self.run, self.flush_rows, self.flush_s = name, run, flush_rows, flush_s
         self.folder = (store or Store()).path(folder, name)
-        self.schema, self.pending = arrow_schema(contract), Pending(max_pending)
+        self.schema, self.pending = arrow_schema(contract, outcomes), Pending(max_pending)
         _remove_stale(self.folder)
         self._due, self._closing, self._writing = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
         self._thread.start()
 
-    def add(self, request: str, version: int, rows: list[dict[str, Any]], predictions: list[float]) -> None:
+    def add(
+        self,
+        request: str,
+        version: int,
+        rows: list[dict[str, Any]],
+        predictions: list[float],
+        first: int = 0,  # position of the first row in its request
+    ) -> None:
         "Keep an answered request; takes microseconds and never fails for the disk's sake."
         if self._most < 1 << 32 and crc32(request.encode()) >= self._most:
             return
         if self._redact:
             rows = [row | {name: None for name in self._redact if name in row} for row in rows]
-        if self.pending.add(Entry(time.time(), request, version, rows, predictions)) >= self.flush_rows:
+        if (
+            self.pending.add(Entry(time.time(), request, version, rows, predictions, first))
+            >= self.flush_rows
+        ):
             self._due.set()
 
     def flush(self) -> bool:
