@@ -196,6 +196,7 @@ Modules:
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
 - `workbench.serve.inference`: The Open Inference Protocol (v2): what KServe's and Triton's clients speak, JSON or binary.
+- `workbench.serve.kept`: Scores that were made once are looked up from then on; what is published is made of them, whole.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
 - `workbench.serve.load`: How a service bears what comes: requests that do not wait for each other, counted from the moment they were due.
 - `workbench.serve.meters`: What a service counted, as Prometheus reads it and as a run keeps it.
@@ -206,6 +207,8 @@ Modules:
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
 - `workbench.serve.shadow`: A challenger sees what the champion is asked, and nobody who asks can tell.
+- `workbench.serve.scorers`: Workers of a Ray that score units, stay warm for the next campaign, and may die.
+- `workbench.serve.scoring`: A part of a feed on its way to being scores: read, judged, scored, packed; the same here and on a worker.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.traffic`: Who answers and who only watches, decided while the service runs.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.

@@ -1799,6 +1799,7 @@ d = {
             "workbench.data.check.batches_of": ("20_data/check.html#batches_of", "workbench/data/check.py"),
             "workbench.data.check.beforehand": ("20_data/check.html#beforehand", "workbench/data/check.py"),
             "workbench.data.check.inspect": ("20_data/check.html#inspect", "workbench/data/check.py"),
+            "workbench.data.check.is_clean": ("20_data/check.html#is_clean", "workbench/data/check.py"),
             "workbench.data.check.judge": ("20_data/check.html#judge", "workbench/data/check.py"),
             "workbench.data.check.quarantined": ("20_data/check.html#quarantined", "workbench/data/check.py"),
         },
@@ -2307,7 +2308,6 @@ d = {
                 "workbench/data/feed.py",
             ),
             "workbench.data.feed.Feed._row": ("20_data/feed.html#feed._row", "workbench/data/feed.py"),
-            "workbench.data.feed.Feed._work": ("20_data/feed.html#feed._work", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.batches": ("20_data/feed.html#feed.batches", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.check": ("20_data/feed.html#feed.check", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.columns": ("20_data/feed.html#feed.columns", "workbench/data/feed.py"),
@@ -2329,6 +2329,7 @@ d = {
             "workbench.data.feed.Feed.stream": ("20_data/feed.html#feed.stream", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.under": ("20_data/feed.html#feed.under", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.where": ("20_data/feed.html#feed.where", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.work": ("20_data/feed.html#feed.work", "workbench/data/feed.py"),
             "workbench.data.feed._context": ("20_data/feed.html#_context", "workbench/data/feed.py"),
             "workbench.data.feed._decide": ("20_data/feed.html#_decide", "workbench/data/feed.py"),
             "workbench.data.feed._key": ("20_data/feed.html#_key", "workbench/data/feed.py"),
@@ -3923,6 +3924,14 @@ d = {
         },
         "workbench.data.stream": {
             "workbench.data.stream.Work": ("20_data/stream.html#work", "workbench/data/stream.py"),
+            "workbench.data.stream.Work.__getstate__": (
+                "20_data/stream.html#work.__getstate__",
+                "workbench/data/stream.py",
+            ),
+            "workbench.data.stream.Work._judge": (
+                "20_data/stream.html#work._judge",
+                "workbench/data/stream.py",
+            ),
             "workbench.data.stream.Work.tasks": (
                 "20_data/stream.html#work.tasks",
                 "workbench/data/stream.py",
@@ -7002,6 +7011,10 @@ d = {
                 "30_models/predictor.html#predictor.__str__",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.Predictor._in_tiles": (
+                "30_models/predictor.html#predictor._in_tiles",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.Predictor.scores": (
                 "30_models/predictor.html#predictor.scores",
                 "workbench/models/predictor.py",
@@ -7012,6 +7025,10 @@ d = {
             ),
             "workbench.models.predictor.Predictor.warm": (
                 "30_models/predictor.html#predictor.warm",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor.Predictor.widen": (
+                "30_models/predictor.html#predictor.widen",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor._fill_numpy": (
@@ -7032,6 +7049,14 @@ d = {
             ),
             "workbench.models.predictor._same_in": (
                 "30_models/predictor.html#_same_in",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._timed": (
+                "30_models/predictor.html#_timed",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._wide_blocks": (
+                "30_models/predictor.html#_wide_blocks",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor.build": (
@@ -7664,8 +7689,35 @@ d = {
                 "50_serve/batch.html#scores._repr_html_",
                 "workbench/serve/batch.py",
             ),
+            "workbench.serve.batch._Campaign": ("50_serve/batch.html#_campaign", "workbench/serve/batch.py"),
+            "workbench.serve.batch._Campaign._keep": (
+                "50_serve/batch.html#_campaign._keep",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch._Campaign._note": (
+                "50_serve/batch.html#_campaign._note",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch._Campaign.pieces": (
+                "50_serve/batch.html#_campaign.pieces",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch._check_free": (
+                "50_serve/batch.html#_check_free",
+                "workbench/serve/batch.py",
+            ),
             "workbench.serve.batch._columns": ("50_serve/batch.html#_columns", "workbench/serve/batch.py"),
-            "workbench.serve.batch._score": ("50_serve/batch.html#_score", "workbench/serve/batch.py"),
+            "workbench.serve.batch._decide": ("50_serve/batch.html#_decide", "workbench/serve/batch.py"),
+            "workbench.serve.batch._feed": ("50_serve/batch.html#_feed", "workbench/serve/batch.py"),
+            "workbench.serve.batch._quarantine": (
+                "50_serve/batch.html#_quarantine",
+                "workbench/serve/batch.py",
+            ),
+            "workbench.serve.batch._recorded": ("50_serve/batch.html#_recorded", "workbench/serve/batch.py"),
+            "workbench.serve.batch._scored_here": (
+                "50_serve/batch.html#_scored_here",
+                "workbench/serve/batch.py",
+            ),
             "workbench.serve.batch._target": ("50_serve/batch.html#_target", "workbench/serve/batch.py"),
             "workbench.serve.batch.predict": ("50_serve/batch.html#predict", "workbench/serve/batch.py"),
         },
@@ -8253,6 +8305,33 @@ d = {
                 "workbench/serve/inference.py",
             ),
         },
+        "workbench.serve.kept": {
+            "workbench.serve.kept.Kept": ("50_serve/kept.html#kept", "workbench/serve/kept.py"),
+            "workbench.serve.kept.Kept.__init__": (
+                "50_serve/kept.html#kept.__init__",
+                "workbench/serve/kept.py",
+            ),
+            "workbench.serve.kept.Kept._path": ("50_serve/kept.html#kept._path", "workbench/serve/kept.py"),
+            "workbench.serve.kept.Kept.get": ("50_serve/kept.html#kept.get", "workbench/serve/kept.py"),
+            "workbench.serve.kept.Kept.prune": ("50_serve/kept.html#kept.prune", "workbench/serve/kept.py"),
+            "workbench.serve.kept.Kept.put": ("50_serve/kept.html#kept.put", "workbench/serve/kept.py"),
+            "workbench.serve.kept.Piece": ("50_serve/kept.html#piece", "workbench/serve/kept.py"),
+            "workbench.serve.kept._both": ("50_serve/kept.html#_both", "workbench/serve/kept.py"),
+            "workbench.serve.kept._facts": ("50_serve/kept.html#_facts", "workbench/serve/kept.py"),
+            "workbench.serve.kept._is_whole": ("50_serve/kept.html#_is_whole", "workbench/serve/kept.py"),
+            "workbench.serve.kept._labelled": ("50_serve/kept.html#_labelled", "workbench/serve/kept.py"),
+            "workbench.serve.kept._place": ("50_serve/kept.html#_place", "workbench/serve/kept.py"),
+            "workbench.serve.kept.is_ours": ("50_serve/kept.html#is_ours", "workbench/serve/kept.py"),
+            "workbench.serve.kept.mark_of": ("50_serve/kept.html#mark_of", "workbench/serve/kept.py"),
+            "workbench.serve.kept.publish_file": (
+                "50_serve/kept.html#publish_file",
+                "workbench/serve/kept.py",
+            ),
+            "workbench.serve.kept.publish_folder": (
+                "50_serve/kept.html#publish_folder",
+                "workbench/serve/kept.py",
+            ),
+        },
         "workbench.serve.lane": {
             "workbench.serve.lane.Ask": ("50_serve/lane.html#ask", "workbench/serve/lane.py"),
             "workbench.serve.lane.Ask.__init__": (
@@ -8661,6 +8740,85 @@ d = {
                 "workbench/serve/shadow.py",
             ),
             "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
+        "workbench.serve.scorers": {
+            "workbench.serve.scorers.Order": ("50_serve/scorers.html#order", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers.Worker": ("50_serve/scorers.html#worker", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers.Worker.__init__": (
+                "50_serve/scorers.html#worker.__init__",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.Worker.begin": (
+                "50_serve/scorers.html#worker.begin",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.Worker.score": (
+                "50_serve/scorers.html#worker.score",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._Pool": ("50_serve/scorers.html#_pool", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._end": ("50_serve/scorers.html#_end", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._given": ("50_serve/scorers.html#_given", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._handed_out": (
+                "50_serve/scorers.html#_handed_out",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._order": ("50_serve/scorers.html#_order", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._stamps": (
+                "50_serve/scorers.html#_stamps",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._started": (
+                "50_serve/scorers.html#_started",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._workers": (
+                "50_serve/scorers.html#_workers",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.dismiss": (
+                "50_serve/scorers.html#dismiss",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.scored_on_ray": (
+                "50_serve/scorers.html#scored_on_ray",
+                "workbench/serve/scorers.py",
+            ),
+        },
+        "workbench.serve.scoring": {
+            "workbench.serve.scoring.Rows": ("50_serve/scoring.html#rows", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scored": ("50_serve/scoring.html#scored", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scorer": ("50_serve/scoring.html#scorer", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scorer.__init__": (
+                "50_serve/scoring.html#scorer.__init__",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.read": (
+                "50_serve/scoring.html#scorer.read",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.score": (
+                "50_serve/scoring.html#scorer.score",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.work_off": (
+                "50_serve/scoring.html#scorer.work_off",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Unit": ("50_serve/scoring.html#unit", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring._arrow": ("50_serve/scoring.html#_arrow", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring._groups": (
+                "50_serve/scoring.html#_groups",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring._peak_mb": (
+                "50_serve/scoring.html#_peak_mb",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.code_mark": (
+                "50_serve/scoring.html#code_mark",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.units": ("50_serve/scoring.html#units", "workbench/serve/scoring.py"),
         },
         "workbench.serve.trace": {
             "workbench.serve.trace.Trace": ("50_serve/trace.html#trace", "workbench/serve/trace.py"),

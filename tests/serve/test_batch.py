@@ -1,18 +1,32 @@
-"""Batch scores: the service's answers, in order, and never over anything else."""
+"""Batch scores: the service's answers, each row once whatever happens, and never over anything else."""
 
+import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import toy
 
-from workbench.base.errors import BadInput
+from workbench.base import records
+from workbench.base.errors import BadFeed, BadInput, FeedRefused
 from workbench.base.ledger import Ledger
+from workbench.base.store import Store
+from workbench.data.column import Column
+from workbench.data.contract import Contract
 from workbench.data.feed import Feed, write_parquet
+from workbench.data.recipe import Recipe
 from workbench.models.bundle import Bundle
+from workbench.models.linear import LinearScorer
 from workbench.models.shelf import Shelf
 from workbench.serve.batch import predict
 from workbench.serve.engine import Engine
+from workbench.serve.kept import Kept
 
 
 @pytest.fixture
@@ -64,3 +78,257 @@ def test_scores_never_replace_what_is_no_scores(
     assert source.read_bytes() == before
     for _ in range(2):
         predict("delays/1", source, to="scores.parquet", ledger=ledger)
+
+
+# ---------------------------------------------------------------- a folder of scores
+
+FEATURES = """
+import time
+
+NAP_S = {nap_s}
+
+def features(rows):
+    time.sleep(NAP_S)
+    return {{"wind": rows["wind"]}}
+
+def late(rows):
+    return rows["delay"] > 15
+"""
+WINDY = Contract(
+    "windy",
+    {
+        "flight": Column("int", role="key"),
+        "wind": Column("float", ge=0, le=200),
+        "delay": Column("float", role="outcome"),
+    },
+    error_budget=0.2,
+)
+
+
+def write_day(project: Path, day: int, rows: int = 40, busted: int = 1) -> Path:
+    "A file of flights, some of them with a wind that no instrument can have measured."
+    wind = np.random.default_rng(day).uniform(0, 60, rows)
+    wind[:busted] = 999.0
+    flights = pl.DataFrame({"flight": np.arange(rows) + day * 1000, "wind": wind})
+    return write_parquet(project / "days" / f"{day:03d}.parquet", flights)
+
+
+def add_windy(project: Path, slope: float = 2.0, nap_s: float = 0.0) -> Bundle:
+    (project / "windy_batch.py").write_text(FEATURES.format(nap_s=nap_s))
+    recipe = Recipe("windy_batch:features", "windy_batch:late", ("wind",), ())
+    recipe = recipe.fit(WINDY.parse_rows([{"wind": 5.0}, {"wind": 40.0}]))
+    scorer = LinearScorer(1, [])
+    weights = {**scorer.weights(), "dense": np.array([slope])}
+    model = {"model": "workbench.models.linear:LinearScorer", "config": scorer.config, "framework": "numpy"}
+    return Shelf(Ledger()).add("windy", **model, weights=weights, contract=WINDY, recipe=recipe)
+
+
+@pytest.fixture
+def windy(project: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.syspath_prepend(str(project))
+    sys.modules.pop("windy_batch", None)
+    for day in range(4):
+        write_day(project, day)
+    return add_windy(project)
+
+
+def published(folder: Path) -> pl.DataFrame:
+    "What a reader of the folder sees, and that the listing agrees."
+    listing = json.loads((folder / "_scores.json").read_text())
+    files = sorted(folder.glob("*.parquet"))
+    assert [one["file"] for one in listing["parts"]] == [file.name for file in files]
+    return pl.concat([pl.read_parquet(file) for file in files])
+
+
+def expected(project: Path, bundle: Bundle) -> pl.DataFrame:
+    rows = Feed(project / "days", bundle.contract, outcomes=False).rows()
+    answers = Engine(bundle).predict(rows.select(bundle.contract.inputs).to_dicts())
+    scores = pl.Series("prediction", [one["prediction"] for one in answers], dtype=pl.Float32)
+    return rows.select("flight").with_columns(scores, model=pl.lit(bundle.ref))
+
+
+def test_a_folder_holds_each_row_once_and_is_a_feed(windy: Bundle, project: Path) -> None:
+    scores = predict(windy, "days", to="scores")
+    assert (scores.rows, scores.refused, scores.kept_rows) == (156, 4, 0)
+    assert published(project / "scores").equals(expected(project, windy))
+    found = Contract(
+        "scores", {"flight": Column("int"), "prediction": Column("float"), "model": Column("str")}
+    )
+    assert Feed("scores", found).check().accepted == 156
+    refused = pl.read_parquet(scores.quarantine)
+    assert refused["run"].unique().to_list() == [scores.run] and refused.height == 4
+
+
+def test_an_unchanged_feed_costs_lookups_and_touches_nothing(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="scores")
+    before = {path: path.stat().st_mtime_ns for path in (project / "scores").iterdir()}
+    again = predict(windy, "days", to="scores")
+    assert (again.rows, again.kept_rows, again.refused) == (156, 156, 4)
+    kept = {path: path.stat().st_mtime_ns for path in before if path.suffix == ".json"}
+    assert kept == {path: before[path] for path in kept}
+    assert pl.read_parquet(again.quarantine)["run"].unique().to_list() == [again.run]
+    assert predict(windy, "days", to="scores", again=True).kept_rows == 0
+    assert records.find(again.run).metrics["kept_rows"] == 156
+
+
+def test_a_feed_that_grew_scores_what_was_added(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="scores")
+    names = {path.name for path in (project / "scores").glob("*.parquet")}
+    write_day(project, 7, rows=30)
+    grown = predict(windy, "days", to="scores")
+    assert (grown.rows, grown.kept_rows) == (156 + 29, 156)
+    assert names < {path.name for path in (project / "scores").glob("*.parquet")}
+    (project / "days" / "001.parquet").unlink()
+    (project / "days" / "001.parquet.manifest.json").unlink()
+    less = predict(windy, "days", to="scores")
+    assert (less.rows, less.kept_rows) == (156 + 29 - 39, 156 + 29 - 39)
+    assert published(project / "scores").equals(expected(project, windy))
+
+
+def test_another_version_or_other_code_scores_all_of_it_again(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="scores")
+    other = add_windy(project, slope=1.0)
+    assert predict(other, "days", to="scores").kept_rows == 0
+    assert published(project / "scores")["model"].unique().to_list() == ["windy/2"]
+    with (project / "windy_batch.py").open("a") as file:
+        file.write("\n# edited\n")
+    assert predict(other, "days", to="scores").kept_rows == 0
+
+
+def test_damaged_scores_are_made_again(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="scores")
+    whole = published(project / "scores")
+    for path in [*(project / "scores").glob("part-00001*.parquet")]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))  # a hard link: what is kept is damaged too
+    mended = predict(windy, "days", to="scores")
+    assert mended.kept_rows == 156 - 39 and published(project / "scores").equals(whole)
+
+
+def test_past_the_budget_nothing_is_published(windy: Bundle, project: Path) -> None:
+    write_day(project, 8, rows=100, busted=90)
+    with pytest.raises(FeedRefused, match="94 of 260 rows refused") as error:
+        predict(windy, "days", to="scores")
+    assert not (project / "scores").exists() and "wind is above 200" in error.value.hint
+    assert pl.read_parquet(next((project / ".workbench" / "quarantine").glob("*.parquet"))).height == 94
+    (project / "days" / "008.parquet").unlink()
+    (project / "days" / "008.parquet.manifest.json").unlink()
+    assert predict(windy, "days", to="scores").kept_rows == 156
+
+
+def test_a_folder_of_something_else_is_left_alone(windy: Bundle, project: Path) -> None:
+    (project / "mine").mkdir()
+    (project / "mine" / "notes.txt").write_text("mine")
+    for to, said in (("mine", "holds no scores"), ("days", "the feed itself"), (".", "the feed itself")):
+        with pytest.raises(BadInput, match=said):
+            predict(windy, "days", to=to)
+    with pytest.raises(BadFeed, match="keeps no row"):
+        predict(windy, "days", to="scores", where="flight < 0")
+
+
+def test_one_file_holds_the_same_and_is_left_alone_when_it_does(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="all.parquet")
+    assert pl.read_parquet("all.parquet").equals(expected(project, windy))
+    before = Path("all.parquet").stat().st_mtime_ns
+    assert predict(windy, "days", to="all.parquet").kept_rows == 156
+    assert Path("all.parquet").stat().st_mtime_ns == before
+
+
+def test_what_is_kept_has_an_end(windy: Bundle, project: Path) -> None:
+    predict(windy, "days", to="scores")
+    kept = Kept(Store(), "windy")
+    assert kept.prune(limit_gb=1) == 0
+    assert kept.prune(limit_gb=0) == 8  # four of scores, four of refused rows
+    assert published(project / "scores").height == 156
+    assert predict(windy, "days", to="scores").kept_rows == 0
+
+
+# ---------------------------------------------------------------- kills
+
+CAMPAIGN = """
+import sys
+from workbench.serve.batch import predict
+print("began", flush=True)
+print(predict("windy/1", "days", to="scores", workers=int(sys.argv[1])).kept_rows)
+"""
+
+
+def begin(project: Path, workers: int = 0) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    return subprocess.Popen(
+        [sys.executable, "-c", CAMPAIGN, str(workers)], cwd=project, env=environment,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def killed_and_resumed(project: Path, kills: int) -> int:
+    "Kill campaigns at random points until one ends by itself; rows that the last one found."
+    rng = random.Random(kills)
+    for _ in range(kills):
+        process = begin(project)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 1.6))
+        process.kill()
+        process.communicate()
+        assert not (project / "scores" / "_scores.json").exists() or published(project / "scores").height
+    said, _ = begin(project).communicate(timeout=120)
+    return int(said.split()[1])
+
+
+def _killed(project: Path, days: int, kills: int) -> None:
+    bundle = add_windy(project, nap_s=0.15)
+    for day in range(days):
+        write_day(project, day)
+    assert killed_and_resumed(project, kills) > 0
+    found = published(project / "scores")
+    (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0))
+    assert found.equals(expected(project, bundle))
+    assert found["flight"].n_unique() == found.height == days * 39
+    parts = [*(project / "scores").glob(".*.part"), *(project / "scores").glob("*.part")]
+    assert not parts
+
+
+def test_three_kills_cost_no_row_and_double_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(project))
+    sys.modules.pop("windy_batch", None)
+    _killed(project, days=14, kills=3)
+
+
+@pytest.mark.slow
+def test_twenty_kills_cost_no_row_and_double_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(project))
+    sys.modules.pop("windy_batch", None)
+    _killed(project, days=70, kills=20)
+
+
+# ---------------------------------------------------------------- on Ray
+
+
+@pytest.mark.ray
+def test_workers_of_a_ray_give_the_same_bits_and_may_die(windy: Bundle, project: Path) -> None:
+    from workbench.compute.cluster import connect
+    from workbench.serve import scorers
+
+    (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0.2))
+    with connect(cpus=2):
+        handed_out, seen = scorers._handed_out, []
+
+        def killing(actors: list, order: object, left: list) -> object:
+            for scored in handed_out(actors, order, left):
+                if not seen:
+                    import ray
+
+                    ray.kill(actors[0])
+                seen.append(scored.unit.key)
+                yield scored
+
+        scorers._handed_out = killing
+        try:
+            scores = predict(windy, "days", to="scores", workers=2)
+        finally:
+            scorers._handed_out = handed_out
+    assert scores.rows == 156 and len(seen) == len(set(seen)) == 4
+    (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0))
+    assert published(project / "scores").equals(expected(project, windy))
+    assert records.find(scores.run).cost["cpu_s"] > 0

@@ -243,14 +243,17 @@ def check(
 def predict(
     model: str,
     source: str,
-    to: Annotated[str, typer.Option(help="Parquet file for the scores.")],
+    to: Annotated[str, typer.Option(help="Folder for the scores, or one Parquet file.")],
     where: Annotated[str, typer.Option(help="SQL filter over the columns.")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="On Ray with so many; 0: in this process.")] = 0,
+    again: Annotated[bool, typer.Option("--again", help="Score also what was scored before.")] = False,
     as_json: Json = False,
 ) -> None:
-    "Score a feed with a model (name@alias or name/version)."
+    "Score a feed with a model (name@alias or name/version); what was scored before is looked up."
     from workbench.serve import batch
 
-    _emit(batch.predict(model, _from_here(source), where=where, to=_from_here(to)), as_json)
+    how = {"where": where, "workers": workers, "again": again}
+    _emit(batch.predict(model, _from_here(source), to=_from_here(to), **how), as_json)
 
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #model-verbs

@@ -325,9 +325,10 @@ class Feed:
         "The accepted rows as a Ray Dataset, streamed part by part; checks on Ray first, unless this content was checked."
         if self._report is None or self._report.fingerprint != self.fingerprint() or not self._places:
             self.check(on_ray=True)
-        return rows_on_ray(self._work(""))
+        return rows_on_ray(self.work(""))
 
-    def _work(self, run: str) -> Work:
+    def work(self, run: str) -> Work:
+        "What another process must know to judge any part of it."
         titles = [source.name for source in self.sources]
         step = _step(self)
         facts = self.contract.to_json(), self.condition, self._needed, run, titles, self._replaced, step
@@ -376,7 +377,7 @@ def _key(source: Source) -> str:
 def _verdicts(feed: Feed, run: Run, on_ray: bool) -> Iterator[Any]:
     "(rows read, verdict) of every batch."
     if on_ray:
-        for found in verdicts_on_ray(feed._work(run.id)):
+        for found in verdicts_on_ray(feed.work(run.id)):
             yield found.rows, found
         return
     schema, step = feed.contract.schema(), _step(feed)

@@ -13,6 +13,7 @@ __all__ = ["without", "Work", "verdicts_on_ray", "rows_on_ray"]
 # %% ../../notebooks/20_data/41_stream.ipynb #be1306a5
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,11 +61,19 @@ class Work:
             if not (self.condition and source.skips(part, self.condition))
         ]
 
+    @cached_property
+    def _judge(self) -> tuple[Contract, Any]:
+        "The contract and its schema, made once a process."
+        contract = Contract.from_json(self.contract)
+        return contract, contract.schema()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_judge"}
+
     def verdicts(self, task: dict[str, int], keep: bool) -> Iterator[Verdict]:
         "The part's rows, judged."
-        contract, source = Contract.from_json(self.contract), self.sources[task["source"]]
+        (contract, schema), source = self._judge, self.sources[task["source"]]
         part = next(part for part in source.parts if part.number == task["part"])
-        schema = contract.schema()
         for chunk in cut(source.read(part, self.names), part.start, self.names):
             batch = replace(
                 batch_of(source, chunk, contract, self.condition), file=self.titles[task["source"]]

@@ -3,6 +3,7 @@
 - Rows are scored in tiles of 32, the last one padded, on one thread: a matrix library picks its kernel by shape, so the shape never changes. A batch run and the service agree exactly, and a replayed request is comparable to the last bit.
 - Whether a row's place in the tile matters is measured when a predictor is made, not believed. Where it changes the last bits, each row gets a tile of its own: slower, still the same answer. A model that mixes rows is refused.
 - A few rows take a small tile where small tiles give the same bits, which is measured too. A net of 10 ms a row would else answer one row in the time of 32.
+- Many rows may be scored in wide blocks, where those give the bits of tiles and save time. Both are measured on this machine (`widen`), and one tile of every call is scored both ways: should they ever differ, tiles it is again.
 - A model is named, never shipped: `module:Class` in an installed package. The name is looked up in the source first, so a name that is no model is refused before anything is imported.
 - A net returns logits and the sigmoid is applied here; a numpy model returns probabilities."""
 
@@ -12,6 +13,8 @@
 __all__ = [
     "TILE_ROWS",
     "SMALL_TILES",
+    "WIDE_ROWS",
+    "PAYS",
     "MIXES_ROWS",
     "Score",
     "source_of",
@@ -24,6 +27,7 @@ __all__ = [
 # %% ../../notebooks/30_models/15_predictor.ipynb #851a62c7
 import ast
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,8 @@ from .linear import sigmoid
 
 TILE_ROWS = 32
 SMALL_TILES = (1, 2, 4, 8, 16)  # tried for fewer rows
+WIDE_ROWS = (256, 1024, 4096)  # tried for many
+PAYS = 0.95  # of the time a row takes: what saves less is not worth its memory
 MIXES_ROWS = 1e-4  # a larger move of a probability is not rounding
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -134,10 +140,10 @@ def torch_score(
 
 
 # %% ../../notebooks/30_models/15_predictor.ipynb #measure-places
-def _made_up_rows(recipe: Recipe) -> np.ndarray:
+def _made_up_rows(recipe: Recipe, rows: int = TILE_ROWS) -> np.ndarray:
     rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(TILE_ROWS, recipe.n_dense))
-    codes = [rng.integers(0, size, TILE_ROWS) for size in recipe.sizes]
+    numbers = rng.normal(size=(rows, recipe.n_dense))
+    codes = [rng.integers(0, size, rows) for size in recipe.sizes]
     return np.column_stack([numbers, *codes]).astype(np.float32)
 
 
@@ -163,6 +169,31 @@ def _same_in(score: Score, tile: np.ndarray, rows: int) -> bool:
     return np.array_equal(np.concatenate(parts), whole) if all(p.shape == (rows,) for p in parts) else False
 
 
+# %% ../../notebooks/30_models/15_predictor.ipynb #measure-wide
+def _timed(score: Score, x: np.ndarray, rows: int) -> tuple[np.ndarray, float]:
+    "Answers to `x` in blocks of `rows`, and the seconds that took."
+    begin = time.perf_counter()
+    found = np.concatenate([np.asarray(score(x[i : i + rows])) for i in range(0, len(x), rows)])
+    return found, time.perf_counter() - begin
+
+
+def _wide_blocks(score: Score, recipe: Recipe) -> tuple[int, ...]:
+    "Sizes of blocks that give the bits of tiles and are faster, the largest first; a model may not know how."
+    found: list[int] = []
+    for rows in WIDE_ROWS:
+        x = _made_up_rows(recipe, rows)
+        try:
+            score(x)  # what is made at first use is not counted
+            block, block_s = _timed(score, x, rows)
+        except Exception:
+            break
+        before, before_s = _timed(score, x, found[0] if found else TILE_ROWS)
+        if not np.array_equal(block, before) or block_s > PAYS * before_s:
+            break
+        found.insert(0, rows)
+    return tuple(found)
+
+
 # %% ../../notebooks/30_models/15_predictor.ipynb #predictor
 class Predictor:
     "Columns in, probabilities out; the bits of a row depend on that row alone."
@@ -175,6 +206,7 @@ class Predictor:
             raise BadInput(what, "a row must be scored by itself (no statistics over the batch)")
         self.rows_per_tile = TILE_ROWS if moved == 0 else 1
         self._tiles: tuple[int, ...] | None = None
+        self._wide: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -196,14 +228,31 @@ class Predictor:
         x: np.ndarray,  # float32 [n, width], encoded rows
     ) -> np.ndarray:
         "Probabilities [n] of encoded rows."
-        step, out = self.rows_per_tile, np.empty(len(x), dtype=np.float32)
+        out, at = np.empty(len(x), dtype=np.float32), 0
+        for size in self._wide:
+            while len(x) - at >= size:
+                out[at : at + size] = self._score(x[at : at + size])
+                at += size
+        if at and not np.array_equal(self._score(x[:TILE_ROWS]), out[:TILE_ROWS]):
+            self._wide, at = (), 0  # measured otherwise before; the bits come first
+        self._in_tiles(x[at:], out[at:])
+        return out
+
+    def _in_tiles(self, x: np.ndarray, out: np.ndarray) -> None:
+        "Fill `out` [n] with the scores of `x`, tile by tile."
+        step = self.rows_per_tile
         for start in range(0, len(x), step):
             rows = x[start : start + step]
             if len(rows) < TILE_ROWS:
                 size = TILE_ROWS if self._tiles is None else next(n for n in self._tiles if n >= len(rows))
                 rows = np.concatenate([rows, np.zeros((size - len(rows), x.shape[1]), dtype=np.float32)])
             out[start : start + step] = self._score(rows)[: len(out) - start][:step]
-        return out
+
+    def widen(self) -> tuple[int, ...]:
+        "Score many rows in wide blocks from now on, where those give the bits of tiles; their sizes."
+        if self.rows_per_tile > 1 and not self._wide:
+            self._wide = _wide_blocks(self._score, self.recipe)
+        return self._wide
 
     def warm(self) -> None:
         "Score one made-up tile, so that the first real row finds everything loaded."
