@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 import pandas
 import polars as pl
+import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 
 import workbench as wb
+from workbench.compute.cluster import connect
 from workbench.data.feed import write_parquet
 from workbench.flights.features import CATEGORICAL, NUMERIC, DelayNet, FlightContract
 from workbench.models.linear import sigmoid
@@ -42,14 +45,10 @@ def flights(rows: int) -> pl.DataFrame:
     table["time_hour"] = table["time_hour_x"]
     table["precip"] = table["precip"].clip(0, 10)
     table["wind_speed"] = table["wind_speed"].where(table["wind_speed"] <= 200)
-    frame = pl.from_pandas(table[list(_known(FlightContract))], nan_to_null=True)
-    kinds = {n: pl.Int64 if c.dtype == "int" else pl.Float64 for n, c in _known(FlightContract).items() if c.dtype in ("int", "float")}  # fmt: skip
+    frame = pl.from_pandas(table[list(FlightContract.columns)], nan_to_null=True)
+    kinds = {n: pl.Int64 if c.dtype == "int" else pl.Float64 for n, c in FlightContract.columns.items() if c.dtype in ("int", "float")}  # fmt: skip
     frame = frame.cast(kinds)
     return pl.concat([frame] * -(-rows // frame.height)).head(rows)
-
-
-def _known(contract: Any) -> dict[str, Any]:
-    return contract.columns
 
 
 def add_net(source: Path) -> Any:
@@ -67,14 +66,10 @@ def hand_tuned(bundle: Any, source: Path, to: Path, threads: int) -> float:
     "What one writes by hand."
     recipe = bundle.recipe
     net = DelayNet(**bundle.meta["config"])
-    from safetensors.torch import load_file
-
     net.load_state_dict(load_file(bundle.path / "weights.safetensors"))
     net.eval()
     torch.set_num_threads(threads)
     begun = time.perf_counter()
-    import pyarrow.parquet as pq
-
     file, out = pq.ParquetFile(source), []
     names = [*FlightContract.inputs, *FlightContract.of("key")]
     with torch.inference_mode():
@@ -88,6 +83,7 @@ def hand_tuned(bundle: Any, source: Path, to: Path, threads: int) -> float:
 
 
 def timed(work: Callable[[], Any]) -> float:
+    "Seconds that a call takes."
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
@@ -102,6 +98,7 @@ def told(what: str, ratios: list[float], limit: float, unit: str = "") -> bool:
 
 
 def main() -> int:
+    "Measure, print, say whether all limits are kept."
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -125,7 +122,7 @@ def main() -> int:
     good = [told(f"speed beside a hand-tuned loop ({threads} threads)", ours, SPEED)]
     good.append(told("first run / unchanged re-run", again, RERUN, "x"))
     if not asked.no_ray:
-        with wb.cluster() if False else _ray():
+        with connect(cpus=2):
             wb.predict(bundle, source, to=folder / "ray", again=True, workers=2)
             for _ in range(asked.rounds):
                 there_s = timed(lambda: wb.predict(bundle, source, to=folder / "ray", again=True, workers=2))
@@ -134,12 +131,6 @@ def main() -> int:
         good.append(told("two warm workers of Ray beside this process", ray, RAY))
     shutil.rmtree(folder, ignore_errors=True)
     return 0 if all(good) else 1
-
-
-def _ray() -> Any:
-    from workbench.compute.cluster import connect
-
-    return connect(cpus=2)
 
 
 if __name__ == "__main__":

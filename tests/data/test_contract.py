@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pandera.errors import SchemaErrors
 
 from workbench.base.errors import BadInput, BadRow
+from workbench.data.check import is_clean
 from workbench.data.column import MAX_INT, moment
 from workbench.data.contract import Column, Contract, Rule
 from workbench.data.whole import Unique, Volume
@@ -327,3 +328,44 @@ def test_request_and_feed_agree_on_every_row(row: dict[str, Any]) -> None:
         assert array.dtype == by_frame[name].dtype
         same = array.tolist() == by_frame[name].tolist() if array.dtype == object else None
         assert same if same is not None else array.tobytes() == by_frame[name].tobytes()
+
+
+_LOOKED_AT = Contract(
+    "looked at",
+    {
+        "n": Column("int", ge=0, le=9),
+        "x": Column("float", nullable=True, ge=-1, le=1),
+        "y": Column("float"),
+        "s": Column("str", max_len=3, isin=("a", "bb", "ccc", "dddd")),
+        "b": Column("bool", nullable=True),
+    },
+    rules=(Rule("small", "n + y < 12", "n and y are large together"),),
+)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "n": st.sampled_from([0, 3, 9, 10, -1, None, MAX_INT + 1]),
+                "x": st.sampled_from([0.0, 1.0, 1.5, None, math.nan, math.inf]),
+                "y": st.sampled_from([0.0, 1.0, 7.0, None, math.nan, -math.inf]),
+                "s": st.sampled_from(["a", "bb", "ccc", "dddd", "no", None]),
+                "b": st.sampled_from([True, False, None]),
+            }
+        )
+        | st.just({"n": 3, "x": None, "y": 1.0, "s": "a", "b": None}),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_one_look_finds_a_batch_clean_exactly_when_pandera_does(rows: list[dict[str, Any]]) -> None:
+    kinds = {"n": pl.Int64, "x": pl.Float64, "y": pl.Float64, "s": pl.String, "b": pl.Boolean}
+    frame, schema = pl.DataFrame(rows, schema=kinds), _LOOKED_AT.schema()
+    try:
+        schema.validate(frame, lazy=True)
+        clean = True
+    except SchemaErrors:
+        clean = False
+    assert is_clean(_LOOKED_AT, frame) == clean

@@ -132,3 +132,23 @@ def test_looking_a_name_up_runs_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(BadInput):
         check_object("loud_package.part:Missing", "class")
     assert "loud_package" not in sys.modules
+
+
+def test_wide_blocks_give_the_bits_of_tiles(bundle: bundles.Bundle) -> None:
+    tiles, wide = bundle.predictor(), bundle.predictor()
+    x = tiles.recipe.encode(toy.columns(5000, seed=9))
+    wide.widen()
+    for rows in (1, 31, 300, 1500, 5000):
+        assert np.array_equal(tiles.scores(x[:rows]), wide.scores(x[:rows]))
+
+
+def test_wide_blocks_that_round_otherwise_are_given_up(bundle: bundles.Bundle) -> None:
+    exact = bundle.predictor()
+    x = exact.recipe.encode(toy.columns(1000, seed=9))
+    want = exact.scores(x)
+    moved = bundle.predictor()
+    score = moved._score
+    moved._score = lambda rows: score(rows) + np.float32(1e-7 * (len(rows) > 32))
+    assert moved.widen() == ()  # measured
+    moved._wide = (256,)  # or measured before the machine changed its mind
+    assert np.array_equal(moved.scores(x), want) and moved._wide == ()

@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -246,60 +248,87 @@ def test_what_is_kept_has_an_end(windy: Bundle, project: Path) -> None:
 
 # ---------------------------------------------------------------- kills
 
-CAMPAIGN = """
-import sys
+CAMPAIGNS = """
+import os, sys
+import pandera.polars
 from workbench.serve.batch import predict
-print("began", flush=True)
-print(predict("windy/1", "days", to="scores", workers=int(sys.argv[1])).kept_rows)
+
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        print("kept", predict("windy/1", "days", to="scores").kept_rows, flush=True)
+        os._exit(0)
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+    print("gone", flush=True)
 """
 
 
-def begin(project: Path, workers: int = 0) -> subprocess.Popen:
+@pytest.fixture
+def campaigns(project: Path) -> Iterator[subprocess.Popen]:
+    "A process that begins a campaign, in a process of its own, for each line it is given."
     environment = os.environ | {"PYTHONPATH": str(project)}
-    return subprocess.Popen(
-        [sys.executable, "-c", CAMPAIGN, str(workers)], cwd=project, env=environment,
-        stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen(
+        [sys.executable, "-c", CAMPAIGNS], cwd=project, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
+    yield process
+    process.communicate()
 
 
-def killed_and_resumed(project: Path, kills: int) -> int:
-    "Kill campaigns at random points until one ends by itself; rows that the last one found."
+def begin(campaigns: subprocess.Popen) -> int:
+    campaigns.stdin.write("go\n")
+    campaigns.stdin.flush()
+    return int(campaigns.stdout.readline())
+
+
+def kept_files(project: Path) -> int:
+    return len(list((project / ".workbench" / "scores").rglob("*.parquet")))
+
+
+def killed_and_resumed(campaigns: subprocess.Popen, project: Path, kills: int) -> int:
+    "Kill campaigns at random points, each after it kept something, until one ends by itself; what that one found."
     rng = random.Random(kills)
     for _ in range(kills):
-        process = begin(project)
-        process.stdout.readline()
-        time.sleep(rng.uniform(0.05, 1.6))
-        process.kill()
-        process.communicate()
-        assert not (project / "scores" / "_scores.json").exists() or published(project / "scores").height
-    said, _ = begin(project).communicate(timeout=120)
-    return int(said.split()[1])
+        wanted = kept_files(project) + rng.randint(1, 5)
+        pid = begin(campaigns)
+        while kept_files(project) < wanted and Path(f"/proc/{pid}/task").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        while campaigns.stdout.readline() != "gone\n":
+            pass
+        if (project / "scores" / "_scores.json").exists():
+            published(project / "scores")
+    begin(campaigns)
+    return int(campaigns.stdout.readline().split()[1])
 
 
-def _killed(project: Path, days: int, kills: int) -> None:
-    bundle = add_windy(project, nap_s=0.15)
-    for day in range(days):
-        write_day(project, day)
-    assert killed_and_resumed(project, kills) > 0
-    found = published(project / "scores")
-    (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0))
-    assert found.equals(expected(project, bundle))
-    assert found["flight"].n_unique() == found.height == days * 39
-    parts = [*(project / "scores").glob(".*.part"), *(project / "scores").glob("*.part")]
-    assert not parts
-
-
-def test_three_kills_cost_no_row_and_double_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(project))
+def _killed(campaigns: subprocess.Popen, project: Path, days: int, kills: int) -> None:
     sys.modules.pop("windy_batch", None)
-    _killed(project, days=14, kills=3)
+    bundle = add_windy(project, nap_s=0.05)
+    for day in range(days):
+        write_day(project, day, busted=int(day < 2))
+    assert killed_and_resumed(campaigns, project, kills) > 0
+    found = published(project / "scores")
+    assert found.equals(expected(project, bundle))
+    assert found["flight"].n_unique() == found.height == days * 40 - 2
+    assert not [*(project / "scores").glob("*.part"), *(project / "scores").glob(".*.part")]
+
+
+def test_three_kills_cost_no_row_and_double_none(
+    campaigns: subprocess.Popen, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(project))
+    _killed(campaigns, project, days=20, kills=3)
 
 
 @pytest.mark.slow
-def test_twenty_kills_cost_no_row_and_double_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_kills_cost_no_row_and_double_none(
+    campaigns: subprocess.Popen, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(project))
-    sys.modules.pop("windy_batch", None)
-    _killed(project, days=70, kills=20)
+    _killed(campaigns, project, days=120, kills=20)
 
 
 # ---------------------------------------------------------------- on Ray
