@@ -8650,6 +8650,86 @@ d = {
                 "workbench/serve/requestlog.py",
             ),
         },
+        "workbench.serve.scorers": {
+            "workbench.serve.scorers.Order": ("50_serve/scorers.html#order", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers.Worker": ("50_serve/scorers.html#worker", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers.Worker.__init__": (
+                "50_serve/scorers.html#worker.__init__",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.Worker.begin": (
+                "50_serve/scorers.html#worker.begin",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.Worker.score": (
+                "50_serve/scorers.html#worker.score",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._Pool": ("50_serve/scorers.html#_pool", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._end": ("50_serve/scorers.html#_end", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._given": ("50_serve/scorers.html#_given", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._handed_out": (
+                "50_serve/scorers.html#_handed_out",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._order": ("50_serve/scorers.html#_order", "workbench/serve/scorers.py"),
+            "workbench.serve.scorers._stamps": (
+                "50_serve/scorers.html#_stamps",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._started": (
+                "50_serve/scorers.html#_started",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers._workers": (
+                "50_serve/scorers.html#_workers",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.dismiss": (
+                "50_serve/scorers.html#dismiss",
+                "workbench/serve/scorers.py",
+            ),
+            "workbench.serve.scorers.scored_on_ray": (
+                "50_serve/scorers.html#scored_on_ray",
+                "workbench/serve/scorers.py",
+            ),
+        },
+        "workbench.serve.scoring": {
+            "workbench.serve.scoring.Rows": ("50_serve/scoring.html#rows", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scored": ("50_serve/scoring.html#scored", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scorer": ("50_serve/scoring.html#scorer", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring.Scorer.__init__": (
+                "50_serve/scoring.html#scorer.__init__",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.read": (
+                "50_serve/scoring.html#scorer.read",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.score": (
+                "50_serve/scoring.html#scorer.score",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Scorer.work_off": (
+                "50_serve/scoring.html#scorer.work_off",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.Unit": ("50_serve/scoring.html#unit", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring._arrow": ("50_serve/scoring.html#_arrow", "workbench/serve/scoring.py"),
+            "workbench.serve.scoring._groups": (
+                "50_serve/scoring.html#_groups",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring._peak_mb": (
+                "50_serve/scoring.html#_peak_mb",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.code_mark": (
+                "50_serve/scoring.html#code_mark",
+                "workbench/serve/scoring.py",
+            ),
+            "workbench.serve.scoring.units": ("50_serve/scoring.html#units", "workbench/serve/scoring.py"),
+        },
         "workbench.serve.sequential": {
             "workbench.serve.sequential.Race": (
                 "50_serve/sequential.html#race",
@@ -8740,85 +8820,6 @@ d = {
                 "workbench/serve/shadow.py",
             ),
             "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
-        "workbench.serve.scorers": {
-            "workbench.serve.scorers.Order": ("50_serve/scorers.html#order", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers.Worker": ("50_serve/scorers.html#worker", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers.Worker.__init__": (
-                "50_serve/scorers.html#worker.__init__",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers.Worker.begin": (
-                "50_serve/scorers.html#worker.begin",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers.Worker.score": (
-                "50_serve/scorers.html#worker.score",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers._Pool": ("50_serve/scorers.html#_pool", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers._end": ("50_serve/scorers.html#_end", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers._given": ("50_serve/scorers.html#_given", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers._handed_out": (
-                "50_serve/scorers.html#_handed_out",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers._order": ("50_serve/scorers.html#_order", "workbench/serve/scorers.py"),
-            "workbench.serve.scorers._stamps": (
-                "50_serve/scorers.html#_stamps",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers._started": (
-                "50_serve/scorers.html#_started",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers._workers": (
-                "50_serve/scorers.html#_workers",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers.dismiss": (
-                "50_serve/scorers.html#dismiss",
-                "workbench/serve/scorers.py",
-            ),
-            "workbench.serve.scorers.scored_on_ray": (
-                "50_serve/scorers.html#scored_on_ray",
-                "workbench/serve/scorers.py",
-            ),
-        },
-        "workbench.serve.scoring": {
-            "workbench.serve.scoring.Rows": ("50_serve/scoring.html#rows", "workbench/serve/scoring.py"),
-            "workbench.serve.scoring.Scored": ("50_serve/scoring.html#scored", "workbench/serve/scoring.py"),
-            "workbench.serve.scoring.Scorer": ("50_serve/scoring.html#scorer", "workbench/serve/scoring.py"),
-            "workbench.serve.scoring.Scorer.__init__": (
-                "50_serve/scoring.html#scorer.__init__",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.Scorer.read": (
-                "50_serve/scoring.html#scorer.read",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.Scorer.score": (
-                "50_serve/scoring.html#scorer.score",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.Scorer.work_off": (
-                "50_serve/scoring.html#scorer.work_off",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.Unit": ("50_serve/scoring.html#unit", "workbench/serve/scoring.py"),
-            "workbench.serve.scoring._arrow": ("50_serve/scoring.html#_arrow", "workbench/serve/scoring.py"),
-            "workbench.serve.scoring._groups": (
-                "50_serve/scoring.html#_groups",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring._peak_mb": (
-                "50_serve/scoring.html#_peak_mb",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.code_mark": (
-                "50_serve/scoring.html#code_mark",
-                "workbench/serve/scoring.py",
-            ),
-            "workbench.serve.scoring.units": ("50_serve/scoring.html#units", "workbench/serve/scoring.py"),
         },
         "workbench.serve.trace": {
             "workbench.serve.trace.Trace": ("50_serve/trace.html#trace", "workbench/serve/trace.py"),
