@@ -100,7 +100,7 @@ def job_violations(root: Path) -> list[str]:
     bad = []
     for path in notebooks(root):
         tagged = sum("parameters" in c.get("metadata", {}).get("tags", []) for c in cells(path))
-        is_job = path.parent.name == "flights"
+        is_job = path.parent.name in ("flights", "words")
         if tagged > 1 or (is_job and tagged != 1):
             bad.append(f"{path.relative_to(root)} has {tagged} cells tagged 'parameters'")
     return bad
