@@ -1,6 +1,5 @@
 """The second worked example: its text, its model against the paper, its jobs, and its training cut over two workers."""
 
-import json
 import shutil
 import sysconfig
 from pathlib import Path
