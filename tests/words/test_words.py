@@ -127,9 +127,3 @@ def test_its_model_is_cut_over_two_workers(texts: Path, ledger: Ledger) -> None:
     done = run(texts / "notebooks/words/3_train.ipynb", asked, ledger=ledger)
     assert done.metrics["workers"] == 2 and done.metrics["steps"] == 12
     assert done.metrics["bits_per_byte"] < done.metrics["untrained"] - 0.5
-    saved = (
-        json.loads((Path(done.folder) / "run.json").read_text())
-        if (Path(done.folder) / "run.json").exists()
-        else {}
-    )
-    assert saved == {} or saved["status"] == "succeeded"
