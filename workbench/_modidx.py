@@ -6954,6 +6954,84 @@ d = {
             "workbench.models.graph.preprocessing": (
                 "30_models/graph.html#preprocessing",
                 "workbench/models/graph.py",
+        "workbench.models.encoder": {
+            "workbench.models.encoder.Bert": ("30_models/encoder.html#bert", "workbench/models/encoder.py"),
+            "workbench.models.encoder.Bert.__init__": (
+                "30_models/encoder.html#bert.__init__",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Bert.forward": (
+                "30_models/encoder.html#bert.forward",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Encoder": (
+                "30_models/encoder.html#encoder",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Encoder.__str__": (
+                "30_models/encoder.html#encoder.__str__",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Encoder.batches": (
+                "30_models/encoder.html#encoder.batches",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Encoder.encode": (
+                "30_models/encoder.html#encoder.encode",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Encoder.tokens": (
+                "30_models/encoder.html#encoder.tokens",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Layer": ("30_models/encoder.html#layer", "workbench/models/encoder.py"),
+            "workbench.models.encoder.Layer.__init__": (
+                "30_models/encoder.html#layer.__init__",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Layer.forward": (
+                "30_models/encoder.html#layer.forward",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.Shape": ("30_models/encoder.html#shape", "workbench/models/encoder.py"),
+            "workbench.models.encoder.Shape.__post_init__": (
+                "30_models/encoder.html#shape.__post_init__",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder._json": ("30_models/encoder.html#_json", "workbench/models/encoder.py"),
+            "workbench.models.encoder._named": (
+                "30_models/encoder.html#_named",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder._object": (
+                "30_models/encoder.html#_object",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder._optional": (
+                "30_models/encoder.html#_optional",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder._padded": (
+                "30_models/encoder.html#_padded",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder._tokenizer": (
+                "30_models/encoder.html#_tokenizer",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.embed_with": (
+                "30_models/encoder.html#embed_with",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.fill": ("30_models/encoder.html#fill", "workbench/models/encoder.py"),
+            "workbench.models.encoder.load": ("30_models/encoder.html#load", "workbench/models/encoder.py"),
+            "workbench.models.encoder.read_shape": (
+                "30_models/encoder.html#read_shape",
+                "workbench/models/encoder.py",
+            ),
+            "workbench.models.encoder.weight_files": (
+                "30_models/encoder.html#weight_files",
+                "workbench/models/encoder.py",
             ),
         },
         "workbench.models.linear": {
