@@ -169,8 +169,8 @@ Modules:
 - `workbench.models.browser`: The packed model in a web page: the contract is checked, the row encoded and the score computed in the browser; nothing is sent anywhere.
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 - `workbench.models.edge`: A bundle as one ONNX graph, from the contract's columns to the probability, that counts only once it gives the bundle's answers.
-- `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.encoder`: Sentences in, vectors out: an open model in the Hugging Face layout, read as data.
+- `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.

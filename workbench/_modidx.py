@@ -6887,73 +6887,6 @@ d = {
             "workbench.models.edge.placed": ("30_models/edge.html#placed", "workbench/models/edge.py"),
             "workbench.models.edge.verify": ("30_models/edge.html#verify", "workbench/models/edge.py"),
         },
-        "workbench.models.graph": {
-            "workbench.models.graph.Preprocessing": (
-                "30_models/graph.html#preprocessing",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph.Preprocessing.__init__": (
-                "30_models/graph.html#preprocessing.__init__",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph.Preprocessing._code": (
-                "30_models/graph.html#preprocessing._code",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph.Preprocessing.forward": (
-                "30_models/graph.html#preprocessing.forward",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._Linear": ("30_models/graph.html#_linear", "workbench/models/graph.py"),
-            "workbench.models.graph._Linear.__init__": (
-                "30_models/graph.html#_linear.__init__",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._Linear.forward": (
-                "30_models/graph.html#_linear.forward",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._Net": ("30_models/graph.html#_net", "workbench/models/graph.py"),
-            "workbench.models.graph._Net.__init__": (
-                "30_models/graph.html#_net.__init__",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._Net.forward": (
-                "30_models/graph.html#_net.forward",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._NumPyTypes": (
-                "30_models/graph.html#_numpytypes",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._NumPyTypes.__torch_function__": (
-                "30_models/graph.html#_numpytypes.__torch_function__",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._Text": ("30_models/graph.html#_text", "workbench/models/graph.py"),
-            "workbench.models.graph._Text.__init__": (
-                "30_models/graph.html#_text.__init__",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._as_torch": (
-                "30_models/graph.html#_as_torch",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._drawn": ("30_models/graph.html#_drawn", "workbench/models/graph.py"),
-            "workbench.models.graph._is_number": (
-                "30_models/graph.html#_is_number",
-                "workbench/models/graph.py",
-            ),
-            "workbench.models.graph._look_up": ("30_models/graph.html#_look_up", "workbench/models/graph.py"),
-            "workbench.models.graph._names": ("30_models/graph.html#_names", "workbench/models/graph.py"),
-            "workbench.models.graph.drawable": ("30_models/graph.html#drawable", "workbench/models/graph.py"),
-            "workbench.models.graph.export": ("30_models/graph.html#export", "workbench/models/graph.py"),
-            "workbench.models.graph.joined": ("30_models/graph.html#joined", "workbench/models/graph.py"),
-            "workbench.models.graph.model_of": ("30_models/graph.html#model_of", "workbench/models/graph.py"),
-            "workbench.models.graph.network": ("30_models/graph.html#network", "workbench/models/graph.py"),
-            "workbench.models.graph.preprocessing": (
-                "30_models/graph.html#preprocessing",
-                "workbench/models/graph.py",
         "workbench.models.encoder": {
             "workbench.models.encoder.Bert": ("30_models/encoder.html#bert", "workbench/models/encoder.py"),
             "workbench.models.encoder.Bert.__init__": (
@@ -7032,6 +6965,75 @@ d = {
             "workbench.models.encoder.weight_files": (
                 "30_models/encoder.html#weight_files",
                 "workbench/models/encoder.py",
+            ),
+        },
+        "workbench.models.graph": {
+            "workbench.models.graph.Preprocessing": (
+                "30_models/graph.html#preprocessing",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing.__init__": (
+                "30_models/graph.html#preprocessing.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing._code": (
+                "30_models/graph.html#preprocessing._code",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph.Preprocessing.forward": (
+                "30_models/graph.html#preprocessing.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Linear": ("30_models/graph.html#_linear", "workbench/models/graph.py"),
+            "workbench.models.graph._Linear.__init__": (
+                "30_models/graph.html#_linear.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Linear.forward": (
+                "30_models/graph.html#_linear.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Net": ("30_models/graph.html#_net", "workbench/models/graph.py"),
+            "workbench.models.graph._Net.__init__": (
+                "30_models/graph.html#_net.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Net.forward": (
+                "30_models/graph.html#_net.forward",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._NumPyTypes": (
+                "30_models/graph.html#_numpytypes",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._NumPyTypes.__torch_function__": (
+                "30_models/graph.html#_numpytypes.__torch_function__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Text": ("30_models/graph.html#_text", "workbench/models/graph.py"),
+            "workbench.models.graph._Text.__init__": (
+                "30_models/graph.html#_text.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._as_torch": (
+                "30_models/graph.html#_as_torch",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._drawn": ("30_models/graph.html#_drawn", "workbench/models/graph.py"),
+            "workbench.models.graph._is_number": (
+                "30_models/graph.html#_is_number",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._look_up": ("30_models/graph.html#_look_up", "workbench/models/graph.py"),
+            "workbench.models.graph._names": ("30_models/graph.html#_names", "workbench/models/graph.py"),
+            "workbench.models.graph.drawable": ("30_models/graph.html#drawable", "workbench/models/graph.py"),
+            "workbench.models.graph.export": ("30_models/graph.html#export", "workbench/models/graph.py"),
+            "workbench.models.graph.joined": ("30_models/graph.html#joined", "workbench/models/graph.py"),
+            "workbench.models.graph.model_of": ("30_models/graph.html#model_of", "workbench/models/graph.py"),
+            "workbench.models.graph.network": ("30_models/graph.html#network", "workbench/models/graph.py"),
+            "workbench.models.graph.preprocessing": (
+                "30_models/graph.html#preprocessing",
+                "workbench/models/graph.py",
             ),
         },
         "workbench.models.linear": {
