@@ -111,6 +111,7 @@ Modules:
 - `workbench.jobs.asked`: What somebody asks for in a dialog, a run now or a schedule, is kept beside what `jobs.toml` says, and is run the same way.
 - `workbench.jobs.attempt`: The process that a scheduled run is: it begins only if it is its turn, says that it is alive, and writes its own end.
 - `workbench.jobs.beside`: A scheduler for as long as JupyterLab is open: what was asked for there runs, and nothing else begins by itself.
+- `workbench.jobs.bytecode`: What was never compiled is compiled once, by a process that ends: a zygote that compiled would be half holes.
 - `workbench.jobs.cells`: What each statement of a cell reads, binds, changes and carries along, from its text alone.
 - `workbench.jobs.compare`: Whether two runs of a notebook came to the same, and if not, in which metric and which cell.
 - `workbench.jobs.control`: What the scheduler is doing, what comes next, and how a person steps in.

@@ -4370,6 +4370,17 @@ d = {
             ),
             "workbench.jobs.beside.main": ("80_jobs/beside.html#main", "workbench/jobs/beside.py"),
         },
+        "workbench.jobs.bytecode": {
+            "workbench.jobs.bytecode._may_write": (
+                "80_jobs/bytecode.html#_may_write",
+                "workbench/jobs/bytecode.py",
+            ),
+            "workbench.jobs.bytecode.bare": ("80_jobs/bytecode.html#bare", "workbench/jobs/bytecode.py"),
+            "workbench.jobs.bytecode.compiled": (
+                "80_jobs/bytecode.html#compiled",
+                "workbench/jobs/bytecode.py",
+            ),
+        },
         "workbench.jobs.cells": {
             "workbench.jobs.cells.Call": ("80_jobs/cells.html#call", "workbench/jobs/cells.py"),
             "workbench.jobs.cells.Part": ("80_jobs/cells.html#part", "workbench/jobs/cells.py"),
@@ -5005,6 +5016,7 @@ d = {
                 "80_jobs/kernels.html#zygote.__str__",
                 "workbench/jobs/kernels.py",
             ),
+            "workbench.jobs.kernels._begun": ("80_jobs/kernels.html#_begun", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels._launch": ("80_jobs/kernels.html#_launch", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels._zygote": ("80_jobs/kernels.html#_zygote", "workbench/jobs/kernels.py"),
             "workbench.jobs.kernels.private_mb": (

@@ -20,6 +20,7 @@ import psutil
 
 from workbench.lab.launch import scheduling
 
+LIMIT_S = 120  # for whatever is a matter of moments, when every processor is busy and nothing is compiled
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {  # no question and no news over the notebook
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -39,7 +40,7 @@ class Lab:
         "Ask the server's REST interface."
         headers = {"Authorization": f"token {self.token}"}
         request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
             body = reply.read()
         return json.loads(body) if body else None
 
@@ -107,7 +108,7 @@ def _ready(server: subprocess.Popen[bytes], runtime: Path, token: str, folder: P
         except (OSError, ValueError):
             return None
 
-    return wait_for(answer, 60, "JupyterLab's start")
+    return wait_for(answer, LIMIT_S, "JupyterLab's start")
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
@@ -134,8 +135,8 @@ class Notebook:
         self.page, self.lab, self.path = page, lab, path
         place = f"{lab.url}/lab/workspaces/auto-{uuid.uuid4().hex[:8]}/tree/{path}"
         page.goto(f"{place}?token={lab.token}")
-        page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook").wait_for(timeout=60_000)
-        self.wait_idle(60)
+        page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook").wait_for()
+        self.wait_idle()
 
     def ask(self, expression: str) -> Any:
         "The value of a JavaScript expression over `panel`, the open notebook."
@@ -151,7 +152,7 @@ class Notebook:
         counts = f"{_CODE_CELLS}.map(cell => cell.executionCount)"
         before = self.ask(counts)
         self.menu("Run", "Run All Cells")
-        wait_for(lambda: not self.ran() or self.ask(counts) != before, 20, "the first cell's start")
+        wait_for(lambda: not self.ran() or self.ask(counts) != before, LIMIT_S, "the first cell's start")
 
     def busy(self) -> bool:
         "Whether the kernel works."
@@ -161,7 +162,7 @@ class Notebook:
         "Whether no code cell runs or waits for its turn."
         return self.ask(f"{_CODE_CELLS}.every(cell => cell.executionState !== 'running')")
 
-    def wait_idle(self, timeout_s: float = 120) -> None:
+    def wait_idle(self, timeout_s: float = LIMIT_S) -> None:
         "Wait until the kernel has nothing left to do."
         wait_for(lambda: not self.busy() and self.ran(), timeout_s, f"{self.path}: the kernel's rest")
 
@@ -176,7 +177,7 @@ class Notebook:
     def save(self) -> dict[str, Any]:
         "File > Save Notebook; the saved notebook."
         self.menu("File", "Save Notebook")
-        wait_for(lambda: not self.ask("panel.context.model.dirty"), 10, "the save")
+        wait_for(lambda: not self.ask("panel.context.model.dirty"), LIMIT_S, "the save")
         return json.loads((self.lab.folder / self.path).read_text())
 
 

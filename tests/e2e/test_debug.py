@@ -51,20 +51,20 @@ def opened(failed: str) -> Iterator[tuple[dict[str, Any], "subprocess.Popen[str]
 def test_the_variable_of_the_failed_job_is_there(opened: Any, page: Any, tmp_path: Path) -> None:
     said, process = opened
     page.goto(said["url"])
-    page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=60_000)
-    page.get_by_text("| Idle").wait_for(timeout=60_000)  # attached
+    page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for()
+    page.get_by_text("| Idle").wait_for()  # attached
     assert "KeyError" in page.locator(".jp-Notebook").inner_text()
     page.locator(".jp-Cell .cm-content").nth(2).click()
     page.keyboard.press("Control+A")
     page.keyboard.type("print('live', rows['kept'] + 1)")
     page.keyboard.press("Shift+Enter")
-    page.get_by_text("live 43").wait_for(timeout=60_000)
+    page.get_by_text("live 43").wait_for()
     page.screenshot(path=str(tmp_path / "debug.png"))
     page.keyboard.type("import time; time.sleep(3600)")
     page.keyboard.press("Control+Enter")
     page.get_by_text("[*]").wait_for()
     page.get_by_role("button", name="Interrupt the kernel").click()
-    page.get_by_text("KeyboardInterrupt").first.wait_for(timeout=30_000)
+    page.get_by_text("KeyboardInterrupt").first.wait_for()
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0 and "the kernel stays for" in process.stderr.read()

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from lab_driver import Lab, start_lab, wait_for
+from lab_driver import LIMIT_S, Lab, start_lab, wait_for
 
 from workbench.base.ledger import Ledger
 from workbench.base.records import find
@@ -63,7 +63,7 @@ def call(served: Lab) -> Call:
             f"{served.url}/scheduler/{path}", method=method, headers=head, data=data
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
                 text = reply.read()
                 return reply.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
@@ -203,7 +203,7 @@ def test_jobs_of_the_file_are_shown_paused_and_not_run_by_the_lab(call: Call, le
 def test_a_job_is_created_in_the_dialog_and_its_output_opened(page: Any, served: Lab, call: Call) -> None:
     shots = Path(os.environ.get("SHOTS", served.folder))
     page.goto(f"{served.url}/lab/tree/work/score.ipynb?token={served.token}")
-    page.locator(".jp-Notebook .jp-Cell").nth(1).wait_for(timeout=60_000)
+    page.locator(".jp-Notebook .jp-Cell").nth(1).wait_for()
     page.locator("[data-command='scheduling:create-from-notebook']").click()
     page.get_by_label("Job name").fill("From the dialog")
 
@@ -216,19 +216,19 @@ def test_a_job_is_created_in_the_dialog_and_its_output_opened(page: Any, served:
     parameter(0, "n", "five")
     page.get_by_role("button", name="Create", exact=True).click()
     wrong = page.get_by_role("alert").filter(has_text="parameter n = 'five' is not int")
-    wrong.wait_for(timeout=30_000)
+    wrong.wait_for()
     page.screenshot(path=str(shots / "wrong.png"))
     page.locator("[name='parameter-0-value']").fill("21")
     page.keyboard.press("Tab")
     page.get_by_role("button", name="Create", exact=True).click()
     row = page.locator("tr", has_text="From the dialog")
-    row.wait_for(timeout=30_000)
+    row.wait_for()
     job = next(one for one in call("GET", "jobs")[1]["jobs"] if one["name"] == "From the dialog")
     until(call, job["job_id"], "COMPLETED")
     page.get_by_role("button", name="Reload").click()
-    row.get_by_text("Completed").wait_for(timeout=30_000)
+    row.get_by_text("Completed").wait_for()
     page.screenshot(path=str(shots / "list.png"))
     row.get_by_role("button", name="download").click()
-    row.get_by_title("Open output file").first.click(timeout=60_000)
-    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").get_by_text("42 a").wait_for(timeout=60_000)
+    row.get_by_title("Open output file").first.click()
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").get_by_text("42 a").wait_for()
     page.screenshot(path=str(shots / "output.png"))

@@ -25,7 +25,7 @@ from typing import Any
 from ..base.errors import BadInput, Unavailable
 from .line import ROLES, ask, folder, hear, known, started_ticks, why_cold
 
-_WAIT_S = 60.0
+_WAIT_S = 300.0  # nothing may be compiled yet, and every processor busy
 
 
 # %% ../../notebooks/80_jobs/18_kernels.ipynb #warm-kernel
@@ -110,12 +110,23 @@ def start(pool: int = 2, target: str = "", prepare: str = "") -> "Status":
             _launch(role, pool, target, prepare)
     until = time.monotonic() + _WAIT_S
     while not (found := status()).ready or len(found.zygotes) < len(wanted):
+        if ended := [role for role in wanted if not _begun(role)]:
+            log = (folder() / f"{ended[0]}.log").read_text(errors="replace").strip()
+            raise Unavailable(
+                f"the zygote of {ended[0]} has ended: {log[-300:]}", f"its log is in {folder()}"
+            )
         if time.monotonic() > until:
             raise Unavailable(
                 f"the zygotes were not ready within {_WAIT_S:g} s", f"their logs are in {folder()}"
             )
         time.sleep(0.05)
     return found
+
+
+def _begun(role: str) -> bool:
+    "Whether the zygote that was launched last still lives, ready or not; one that begins again keeps its pid."
+    pid, _, ticks = (folder() / f"{role}.lock").read_text().partition(" ")
+    return bool(pid) and started_ticks(int(pid)) == int(ticks)
 
 
 def _launch(role: str, pool: int, target: str, prepare: str) -> None:

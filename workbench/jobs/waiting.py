@@ -34,6 +34,7 @@ from .keeper import _adopt, _reap, _sweep, die_with_parent, kept_until
 from .line import send
 
 _KEPT_TICK_S = 0.5
+_BYTECODE = sys.pycache_prefix  # as Python was started; a zygote may import from elsewhere
 
 
 # %% ../../notebooks/80_jobs/13_waiting.ipynb #request
@@ -77,6 +78,7 @@ def _take_over(app: Any, pipe: socket.socket, own: dict[str, str]) -> None:
     request, files = receive(pipe, 2)
     pipe.close()
     _environment(request["env"], own)
+    sys.pycache_prefix = _BYTECODE
     os.environ["JPY_PARENT_PID"] = str(os.getppid())
     os.chdir(request["cwd"])
     app.shell.history_manager.dir_hist[:] = [Path.cwd()]
@@ -292,6 +294,7 @@ def front(gate: socket.socket, target: str, set_by_import: dict[str, str]) -> in
     owner = socket.socket(fileno=files[0])
     request, lent = receive(owner, 3)
     _environment(request["env"], set_by_import)
+    sys.pycache_prefix = _BYTECODE
     os.chdir(request["cwd"])
     _standard_streams(lent)
     sys.argv = request["argv"]
