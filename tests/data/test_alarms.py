@@ -48,9 +48,12 @@ def world(rows: int, seed: int, shift: float = 0.0) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize(("then", "now"), [(1500, 1500), (6000, 800)])
-def test_calm_rows_alarm_as_often_as_stated(then: int, now: int) -> None:
-    rate, turns = 0.1, 80
+@pytest.mark.parametrize(
+    ("then", "now", "turns"),
+    [(1500, 1500, 60), pytest.param(6000, 800, 200, marks=pytest.mark.slow)],
+)
+def test_calm_rows_alarm_as_often_as_stated(then: int, now: int, turns: int) -> None:
+    rate = 0.1
     alarms = sum(
         bool(drift(world(then, 2 * turn), world(now, 2 * turn + 1), false_alarms=rate, seed=turn).alarms)
         for turn in range(turns)
@@ -100,9 +103,9 @@ def test_what_moves_only_jointly_is_seen_by_the_classifier() -> None:
 def test_the_classifier_is_calm_on_calm_rows() -> None:
     found = [
         joint(world(400, 2 * s), world(400, 2 * s + 1), ["temp", "gust", "carrier"], false_alarms=0.1, seed=s)
-        for s in range(25)
+        for s in range(15)
     ]
-    assert sum(one.alarm for one in found) <= 7
+    assert sum(one.alarm for one in found) <= 5
 
 
 def test_bad_input_is_named() -> None:

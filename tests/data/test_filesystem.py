@@ -133,6 +133,21 @@ def test_a_store_that_never_recovers_is_named_with_its_byte(
     assert feed.report is None and time.monotonic() - began_at < 20
 
 
+@pytest.mark.parametrize("fault", ["cut", "error"])
+def test_parquet_that_breaks_off_is_named_with_its_byte(
+    cloud: Storage, quick: None, monkeypatch: pytest.MonkeyPatch, project: Path, ledger: Ledger, fault: str
+) -> None:
+    monkeypatch.setattr(PATIENCE, "tries", 3)
+    cloud.objects["bucket/x.parquet"] = write_parquet(project / "x.parquet", FRAME).read_bytes()
+    feed = Feed(cloud.s3("bucket/x.parquet"), CONTRACT)
+    cloud.faults = [(fault, "x.parquet")] * 200
+    with pytest.raises(BadFeed, match=r"bucket/x\.parquet, byte [\d,]+ of [\d,]+: .*tried 3 times"):
+        feed.check(ledger)
+    assert feed.report is None and not (ledger.store.root / "quarantine").exists()
+    cloud.faults.clear()
+    assert feed.check(ledger).accepted == 3000
+
+
 def test_what_was_half_read_is_not_counted(cloud: Storage, quick: None, ledger: Ledger) -> None:
     cloud.objects["bucket/x.csv"] = b"n,s\n" + b"1,a\n" * 600_000
     feed = Feed(f"{cloud.http}/bucket/x.csv", CONTRACT)

@@ -230,17 +230,21 @@ def test_blame_is_by_time_of_others_during_the_wait() -> None:
 
 
 def test_what_hangs_is_named_while_it_hangs(log: io.StringIO) -> None:
-    gate, told = threading.Event(), threading.Event()
+    gate, begun = threading.Event(), threading.Event()
 
     def hangs() -> None:
         with stage("read", "s3://x/part 3"):
+            begun.set()
             gate.wait(20)
 
+    thread = threading.Thread(target=hangs)
+    thread.start()
+    begun.wait(20)
+    time.sleep(0.2)  # it hangs for longer than the loop's patience when the loop begins
+
     def loop() -> Iterator[int]:
-        thread = threading.Thread(target=hangs)
-        thread.start()
-        while not told.wait(0.01) and "has not moved" not in log.getvalue():
-            pass
+        while "has not moved" not in log.getvalue():
+            time.sleep(0.01)
         gate.set()
         thread.join()
         yield 1
