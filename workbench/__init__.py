@@ -173,10 +173,12 @@ Modules:
 - `workbench.models.encoder`: Sentences in, vectors out: an open model in the Hugging Face layout, read as data.
 - `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
+- `workbench.models.onnxmodel`: A graph as a bundle's model: its bytes are the weights, and numbers of eight or four bits stand where float32 stood.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
 - `workbench.models.runner`: A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
+- `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
@@ -184,6 +186,8 @@ Modules:
 - `workbench.release.people`: Who may do what; a token is shown once and kept only as its hash.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
+- `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.
+- `workbench.release.trial`: One smaller version of a model, measured on the file that would ship: how well, for whom, how fast, how large, at what CPU; and all of them in one table.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
@@ -270,6 +274,7 @@ if TYPE_CHECKING:
     from workbench.release.evidence import measure
     from workbench.release.gates import Gate, default_gates, judge, right_size
     from workbench.release.registry import champion, promote, rollback
+    from workbench.release.slim import slim
     from workbench.serve.app import serve
     from workbench.serve.batch import predict
     from workbench.serve.engine import Engine
@@ -326,6 +331,7 @@ _HOME = {
     "runs": "base.records",
     "scale": "train.scaling",
     "serve": "serve.app",
+    "slim": "release.slim",
     "stalls": "data.stalls",
     "track": "base.progress",
     "write_parquet": "data.feed",

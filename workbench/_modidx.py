@@ -7086,6 +7086,64 @@ d = {
                 "workbench/models/linear.py",
             ),
         },
+        "workbench.models.onnxmodel": {
+            "workbench.models.onnxmodel.OnnxScorer": (
+                "30_models/onnxmodel.html#onnxscorer",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.OnnxScorer.__call__": (
+                "30_models/onnxmodel.html#onnxscorer.__call__",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.OnnxScorer.__init__": (
+                "30_models/onnxmodel.html#onnxscorer.__init__",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.OnnxScorer.load_weights": (
+                "30_models/onnxmodel.html#onnxscorer.load_weights",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.OnnxScorer.onnx_model": (
+                "30_models/onnxmodel.html#onnxscorer.onnx_model",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.OnnxScorer.weights": (
+                "30_models/onnxmodel.html#onnxscorer.weights",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._Rows": (
+                "30_models/onnxmodel.html#_rows",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._Rows.__init__": (
+                "30_models/onnxmodel.html#_rows.__init__",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._Rows.get_next": (
+                "30_models/onnxmodel.html#_rows.get_next",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._products": (
+                "30_models/onnxmodel.html#_products",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._quiet": (
+                "30_models/onnxmodel.html#_quiet",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel._to_int4": (
+                "30_models/onnxmodel.html#_to_int4",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.graph_weights": (
+                "30_models/onnxmodel.html#graph_weights",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.quantised": (
+                "30_models/onnxmodel.html#quantised",
+                "workbench/models/onnxmodel.py",
+            ),
+        },
         "workbench.models.predictor": {
             "workbench.models.predictor.Predictor": (
                 "30_models/predictor.html#predictor",
@@ -7311,6 +7369,50 @@ d = {
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
+        },
+        "workbench.models.smaller": {
+            "workbench.models.smaller.Changed": (
+                "30_models/smaller.html#changed",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.Changed.__init__": (
+                "30_models/smaller.html#changed.__init__",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.Changed.forward": (
+                "30_models/smaller.html#changed.forward",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller._pairs": (
+                "30_models/smaller.html#_pairs",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller._put": ("30_models/smaller.html#_put", "workbench/models/smaller.py"),
+            "workbench.models.smaller.halved": (
+                "30_models/smaller.html#halved",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.learn": ("30_models/smaller.html#learn", "workbench/models/smaller.py"),
+            "workbench.models.smaller.low_rank": (
+                "30_models/smaller.html#low_rank",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.smaller_configs": (
+                "30_models/smaller.html#smaller_configs",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.sparse": (
+                "30_models/smaller.html#sparse",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.state_of": (
+                "30_models/smaller.html#state_of",
+                "workbench/models/smaller.py",
+            ),
+            "workbench.models.smaller.thinner": (
+                "30_models/smaller.html#thinner",
+                "workbench/models/smaller.py",
+            ),
         },
         "workbench.release.approval": {
             "workbench.release.approval.Request": (
@@ -7740,6 +7842,74 @@ d = {
                 "60_release/resample.html#resampled",
                 "workbench/release/resample.py",
             ),
+        },
+        "workbench.release.slim": {
+            "workbench.release.slim.Whole": ("60_release/slim.html#whole", "workbench/release/slim.py"),
+            "workbench.release.slim._of_graph": (
+                "60_release/slim.html#_of_graph",
+                "workbench/release/slim.py",
+            ),
+            "workbench.release.slim._of_net": ("60_release/slim.html#_of_net", "workbench/release/slim.py"),
+            "workbench.release.slim._try": ("60_release/slim.html#_try", "workbench/release/slim.py"),
+            "workbench.release.slim._ways": ("60_release/slim.html#_ways", "workbench/release/slim.py"),
+            "workbench.release.slim._whole": ("60_release/slim.html#_whole", "workbench/release/slim.py"),
+            "workbench.release.slim.graph_ways": (
+                "60_release/slim.html#graph_ways",
+                "workbench/release/slim.py",
+            ),
+            "workbench.release.slim.net_ways": ("60_release/slim.html#net_ways", "workbench/release/slim.py"),
+            "workbench.release.slim.slim": ("60_release/slim.html#slim", "workbench/release/slim.py"),
+        },
+        "workbench.release.trial": {
+            "workbench.release.trial.Slimmed": (
+                "60_release/trial.html#slimmed",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Slimmed.__str__": (
+                "60_release/trial.html#slimmed.__str__",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Slimmed._repr_html_": (
+                "60_release/trial.html#slimmed._repr_html_",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Slimmed.best": (
+                "60_release/trial.html#slimmed.best",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Slimmed.figure": (
+                "60_release/trial.html#slimmed.figure",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Slimmed.rows": (
+                "60_release/trial.html#slimmed.rows",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Trial": ("60_release/trial.html#trial", "workbench/release/trial.py"),
+            "workbench.release.trial.Trial.__str__": (
+                "60_release/trial.html#trial.__str__",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Trial.measured": (
+                "60_release/trial.html#trial.measured",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.Trial.to_json": (
+                "60_release/trial.html#trial.to_json",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial._best": ("60_release/trial.html#_best", "workbench/release/trial.py"),
+            "workbench.release.trial.front": ("60_release/trial.html#front", "workbench/release/trial.py"),
+            "workbench.release.trial.memory_mb": (
+                "60_release/trial.html#memory_mb",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.slim_gates": (
+                "60_release/trial.html#slim_gates",
+                "workbench/release/trial.py",
+            ),
+            "workbench.release.trial.speed": ("60_release/trial.html#speed", "workbench/release/trial.py"),
+            "workbench.release.trial.tried": ("60_release/trial.html#tried", "workbench/release/trial.py"),
         },
         "workbench.serve.app": {
             "workbench.serve.app._as_response": ("50_serve/app.html#_as_response", "workbench/serve/app.py"),
