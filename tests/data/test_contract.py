@@ -338,7 +338,7 @@ _LOOKED_AT = Contract(
         "n": Column("int", ge=0, le=9),
         "x": Column("float", nullable=True, ge=-1, le=1),
         "y": Column("float"),
-        "s": Column("str", max_len=3, isin=("a", "bb", "ccc", "dddd")),
+        "s": Column("str", max_len=3, isin=("a", "bb", "ccc")),
         "b": Column("bool", nullable=True),
     },
     rules=(Rule("small", "n + y < 12", "n and y are large together"),),
