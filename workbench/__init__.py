@@ -30,6 +30,7 @@ Modules:
 - `workbench.cli.cluster`: `workbench cluster up`: every kernel from here on connects in a moment.
 - `workbench.cli.debug`: `workbench debug RUN`: JupyterLab on the kernel of a failed job, with everything in it as it was.
 - `workbench.cli.demo`: Research, package, job, service: one real problem, carried all the way through.
+- `workbench.cli.deploy`: `workbench deploy flights@champion --to systemd`: a file to look at, and then to use.
 - `workbench.cli.doctor`: What is wrong with this machine, and the command that mends it.
 - `workbench.cli.edge`: `workbench edge pack NAME`: a model as one file for devices and browsers, verified before it is written.
 - `workbench.cli.kernels`: `workbench kernels start`: jobs begin at once from here on.
@@ -197,6 +198,7 @@ Modules:
 - `workbench.serve.clients`: Who asks, what they may do, and how often.
 - `workbench.serve.comparison`: Two models saw the same rows: how often they agree, for whom they do not, and what each costs.
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
+- `workbench.serve.deploy`: The service as a file for those who have systemd, Compose or Kubernetes: limits, probes and the way to the token are in it, the token is not.
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.

@@ -628,6 +628,13 @@ d = {
             "workbench.cli.demo._service_lines": ("95_cli/demo.html#_service_lines", "workbench/cli/demo.py"),
             "workbench.cli.demo.run_demo": ("95_cli/demo.html#run_demo", "workbench/cli/demo.py"),
         },
+        "workbench.cli.deploy": {
+            "workbench.cli.deploy.register": ("95_cli/deploy.html#register", "workbench/cli/deploy.py"),
+            "workbench.cli.deploy.write_deployment": (
+                "95_cli/deploy.html#write_deployment",
+                "workbench/cli/deploy.py",
+            ),
+        },
         "workbench.cli.doctor": {
             "workbench.cli.doctor.Finding": ("95_cli/doctor.html#finding", "workbench/cli/doctor.py"),
             "workbench.cli.doctor.Finding.__str__": (
@@ -8253,6 +8260,37 @@ d = {
                 "50_serve/counts.html#histogram.quantile",
                 "workbench/serve/counts.py",
             ),
+        },
+        "workbench.serve.deploy": {
+            "workbench.serve.deploy.Service": ("50_serve/deploy.html#service", "workbench/serve/deploy.py"),
+            "workbench.serve.deploy.Service.__post_init__": (
+                "50_serve/deploy.html#service.__post_init__",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy.Service.command": (
+                "50_serve/deploy.html#service.command",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy.Service.name": (
+                "50_serve/deploy.html#service.name",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy._deployment": (
+                "50_serve/deploy.html#_deployment",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy._probe": ("50_serve/deploy.html#_probe", "workbench/serve/deploy.py"),
+            "workbench.serve.deploy._unit_word": (
+                "50_serve/deploy.html#_unit_word",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy.compose": ("50_serve/deploy.html#compose", "workbench/serve/deploy.py"),
+            "workbench.serve.deploy.deploy": ("50_serve/deploy.html#deploy", "workbench/serve/deploy.py"),
+            "workbench.serve.deploy.kubernetes": (
+                "50_serve/deploy.html#kubernetes",
+                "workbench/serve/deploy.py",
+            ),
+            "workbench.serve.deploy.systemd": ("50_serve/deploy.html#systemd", "workbench/serve/deploy.py"),
         },
         "workbench.serve.desk": {
             "workbench.serve.desk.Desk": ("50_serve/desk.html#desk", "workbench/serve/desk.py"),

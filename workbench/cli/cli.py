@@ -49,6 +49,7 @@ from workbench.cli import (
     approvals,
     cluster,
     debug,
+    deploy,
     edge,
     kernels,
     labels,
@@ -72,6 +73,7 @@ approvals.register(app)
 cluster.register(app)
 kernels.register(app)
 debug.register(app)
+deploy.register(app)
 edge.register(app)
 labels.register(app)
 load.register(app)
