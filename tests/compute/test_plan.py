@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench.base.errors import BadInput
+from workbench.base.settings import Settings
 from workbench.base.store import Store
 from workbench.cli.cli import app
 from workbench.compute.plan import (
@@ -18,9 +19,11 @@ from workbench.compute.plan import (
     decide,
     estimate,
     note_cost,
+    places,
     plan,
     start_costs,
 )
+from workbench.compute.resources import Resources
 from workbench.compute.roofline import (
     CHIPS,
     MODELS,
@@ -206,6 +209,51 @@ def test_estimate_and_actual(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(sized, Plan)
     sized.run()
     assert sized.error is not None and abs(sized.error) < 0.3
+
+
+def test_each_profile_has_its_places() -> None:
+    own, costs = Resources(2, 8000), start_costs()
+    only = places(own, Settings(ray_address="none"), costs)
+    assert [place.name for place in only] == ["in-process"]
+    assert [place.name for place in places(own, Settings(), costs)] == ["in-process", "local Ray"]
+    far = Settings(ray_address="10.0.0.1:6379", cluster_workers="0:4", cluster_cpus=8, cluster_spot=True)
+    cluster = places(own, far, costs)[1]
+    assert (cluster.name, cluster.cores, cluster.memory_mb) == ("cluster", 32, 128_000)
+    assert cluster.usd_per_core_h == pytest.approx(0.04 * 0.35)
+    there = far.model_copy(update={"cluster_workers": "2:4"})
+    assert places(own, there, costs)[1].start_s == pytest.approx(cluster.start_s - costs["node"])
+    edge = places(own, Settings(ray_address="none", edge_speed=0.1), costs)[-1]
+    found = [estimate(Probe(0.1, 1, 5, 10), 100, place, 300) for place in (HERE, edge)]
+    assert found[1].time_s == pytest.approx(100) and found[1].usd == 0 and decide(found)[0] is found[0]
+    assert decide(found, budget_usd=0)[0].where == "edge"
+
+
+def test_an_edge_device_is_named_and_not_pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_RAY_ADDRESS", "none")
+    monkeypatch.setenv("WORKBENCH_EDGE_SPEED", "0.5")
+    monkeypatch.setenv("WORKBENCH_EDGE_MEMORY_MB", "64000")
+    made = plan(lambda n: time.sleep(0.001), range(50), budget_usd=0)
+    assert isinstance(made, Plan) and made.picked.where == "edge"
+    with pytest.raises(BadInput, match="edge"):
+        made.run()
+
+
+def test_a_training_is_divided_where_it_takes_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.compute.plan.resources", lambda: Resources(8, 64_000))
+    asked: list[int] = []
+
+    def train(units: int, workers: int = 0) -> int:
+        asked.append(workers)
+        time.sleep(0 if workers else units * 1e-3)
+        return units
+
+    made = plan(train, units=100_000)
+    assert isinstance(made, Plan) and made.picked.where == "local Ray" and made.picked.workers == 8
+    assert made.run() == 100_000 and asked[-1] == 8
+    costly = plan(train, units=100_000, unit_bytes=1e9)  # 2.5 s to exchange what a millisecond computed
+    assert isinstance(costly, Plan) and costly.picked.where == "in-process"
+    alone = plan(lambda units: train(units), units=100)
+    assert isinstance(alone, Plan) and [one.where for one in alone.estimates] == ["in-process"]
 
 
 def test_the_verb_says_the_same() -> None:

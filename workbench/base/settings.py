@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         0.35, gt=0, le=1, description="what spot costs of the full price, above 0, at most 1"
     )
 
+    edge_speed: float = Field(
+        0.0, ge=0, description="speed of a core of the edge device against one here; 0: there is none"
+    )
+    edge_cores: int = Field(4, ge=1, description="CPU cores of the edge device, 1 or more")
+    edge_memory_mb: float = Field(1024.0, gt=0, description="memory of the edge device, MB")
+
     @field_validator("serve_token", "user_token")
     @classmethod
     def _is_reference(cls, value: str | None) -> str | None:

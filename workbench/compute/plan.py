@@ -1,7 +1,8 @@
 """Where, how long, how much: before it runs; and afterwards how wrong that was.
 
 - A probe runs a few items here, spread over all of them, and measures seconds, cores used and memory. Start-up costs are those measured on this machine before, else what they usually are.
-- Each place gets an estimate: this process, a Ray on this machine, the cluster that this process is connected to. The fastest that fits is picked, unless a simpler one comes within a tenth (right-size first); with `budget_usd` only what it pays for.
+- Each place gets an estimate: this process, a Ray on this machine, the cluster of the profile (connected, or on paper from `cluster_*`, at spot prices where it asks for them), an edge device where the settings describe one. The fastest that fits is picked, unless a simpler one comes within a tenth (right-size first); with `budget_usd` only what it pays for.
+- Work of so many units (`work(units)`, a training) is divided where it takes `workers`; what the workers exchange a unit (`unit_bytes`) takes its time.
 - What it picked and why is one line; `run()` runs it there and shows estimate against actual.
 - `plan(model=, gpus=)` answers on paper (compute.sharding) what this machine cannot run."""
 
@@ -27,12 +28,14 @@ __all__ = [
 ]
 
 # %% ../../notebooks/10_compute/45_plan.ipynb #706f1e32
+import contextlib
+import inspect
 import json
 import math
 import resource
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..base import html
@@ -52,7 +55,8 @@ USUAL_S = {
     "join": 1.6,
     "ready": 0.0,
     "call": 0.6,
-}  # Ray started, joined, there already; a first call
+    "node": 90.0,
+}  # Ray started, joined, there already; a first call; a machine that a cloud has to start
 WORKER_MB = 180.0  # a worker before it does anything
 _PARALLEL = 0.9  # of the cores is what work on all of them gets
 _MOVE = 400e6  # bytes a second to workers and back
@@ -103,7 +107,7 @@ def probe(work: Callable[[Any], Any], items: list[Any], limit_s: float = PROBE_S
 
 def probe_size(work: Callable[[int], Any], total: int, limit_s: float = 4 * PROBE_S) -> Probe:
     "The same for work that takes a number of units: two sizes give what starts it and what a unit takes."
-    small, cpu, begun = max(1, total // 200), _cpu_s(), time.perf_counter()
+    small, cpu, begun, before_mb = max(1, total // 200), _cpu_s(), time.perf_counter(), _peak_mb()
     work(small)
     points: list[tuple[int, float]] = []
     while len(points) < 2 or (time.perf_counter() - begun < limit_s and points[-1][0] * 2 <= total // 4):
@@ -114,7 +118,7 @@ def probe_size(work: Callable[[int], Any], total: int, limit_s: float = 4 * PROB
     (one, first), (two, last) = points[0], points[-1]
     unit = max(0.0, (last - first) / max(1, two - one)) or last / two
     cores = max(0.05, (_cpu_s() - cpu) / (time.perf_counter() - begun))
-    return Probe(unit, cores, 0.0, 0.0, 0.0, max(0.0, last - unit * two))
+    return Probe(unit, cores, _peak_mb() - before_mb, 0.0, 0.0, max(0.0, last - unit * two))
 
 
 # %% ../../notebooks/10_compute/45_plan.ipynb #decide
@@ -129,6 +133,7 @@ class Place:
     usd_per_core_h: float = 0.0
     workers: bool = True  # processes of their own
     gpus: int = 0
+    speed: float = 1.0  # of a core, against one here
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,16 @@ class Estimate:
     memory_mb: float
     usd: float
     fits: bool
-    why: str = ""
+    workers: int = 0  # processes of their own
 
 
 def estimate(found: Probe, items: int, place: Place, used_mb: float) -> Estimate:
     "Pure arithmetic: start, then items over the slots that cores and memory leave, or moving them, if that is slower."
     if not place.workers:
-        took = place.start_s + found.start_s + found.item_s * items
+        slower = (
+            max(1.0, found.cores / place.cores) / place.speed if place.speed != 1.0 else 1.0
+        )  # probed here
+        took = place.start_s + (found.start_s + found.item_s * items) * slower
         memory = used_mb + found.grown_mb
         return Estimate(
             place.name,
@@ -164,7 +172,7 @@ def estimate(found: Probe, items: int, place: Place, used_mb: float) -> Estimate
         + max(found.item_s * items / speed, found.item_s, found.item_bytes * items / _MOVE)
     )
     usd = took / 3600 * slots * place.usd_per_core_h
-    return Estimate(place.name, took, used_mb + slots * each, usd, each <= place.memory_mb)
+    return Estimate(place.name, took, used_mb + slots * each, usd, each <= place.memory_mb, slots)
 
 
 def decide(estimates: list[Estimate], budget_usd: float | None = None) -> tuple[Estimate, str]:
@@ -211,31 +219,38 @@ def note_cost(kind: str, seconds: float, store: Store | None = None) -> None:
     atomic_write(path, json.dumps(seen))
 
 
-def _ray_kind() -> Literal["ready", "join", "start"]:
+def _ray_kind(settings: Settings) -> Literal["ready", "join", "start"]:
     if session.connected():
         return "ready"
-    return "join" if here_stands() or load_settings().ray_address != "local" else "start"
+    return "join" if here_stands() or settings.ray_address != "local" else "start"
 
 
 def places(own: Resources, settings: Settings, costs: dict[str, float]) -> list[Place]:
-    "This process, and the Ray that its profile names."
+    "This process, the Ray that its profile names, and the edge device, where one is described."
     price = settings.cpu_usd_per_h
     found = [Place("in-process", own.cpus, own.memory_mb, 0.0, price, False, len(own.devices))]
-    if settings.ray_address == "none" and not session.connected():
-        return found
-    kind = _ray_kind()
-    start = costs[kind] + costs["call"]
+    if settings.ray_address != "none" or session.connected():
+        found.append(_ray_place(own, settings, costs))
+    if settings.edge_speed:
+        memory, speed = settings.edge_memory_mb, settings.edge_speed
+        found.append(Place("edge", settings.edge_cores, memory, 0.0, 0.0, False, speed=speed))
+    return found
+
+
+def _ray_place(own: Resources, settings: Settings, costs: dict[str, float]) -> Place:
+    price, kind = settings.cpu_usd_per_h, _ray_kind(settings)
+    start, spot = costs[kind] + costs["call"], settings.spot_price_share if settings.cluster_spot else 1.0
     if kind == "ready":
         ray = need("ray", extra="ray")
-        have = ray.cluster_resources()
-        remote_ = len(ray.nodes()) > 1
-        spot = price * (settings.spot_price_share if settings.cluster_spot else 1)
-        name = "cluster" if remote_ else "local Ray"
-        return [
-            *found,
-            Place(name, have.get("CPU", 1), have.get("memory", 0) / 1e6, start, spot if remote_ else price),
-        ]
-    return [*found, Place("local Ray", own.cpus, own.memory_mb, start, price)]
+        have, far = ray.cluster_resources(), len(ray.nodes()) > 1
+        share = spot if far else 1.0
+        name = "cluster" if far else "local Ray"
+        return Place(name, have.get("CPU", 1), have.get("memory", 0) / 1e6, start, price * share)
+    if settings.ray_address == "local" or (settings.ray_address == "auto" and here_stands()):
+        return Place("local Ray", own.cpus, own.memory_mb, start, price)
+    fewest, most = map(int, settings.cluster_workers.split(":"))
+    cores, memory = most * settings.cluster_cpus, most * settings.cluster_memory_gb * 1e3
+    return Place("cluster", cores, memory, start + (0.0 if fewest else costs["node"]), price * spot)
 
 
 # %% ../../notebooks/10_compute/45_plan.ipynb #plan-class
@@ -247,19 +262,23 @@ class Plan:
     picked: Estimate
     why: str
     probe: Probe
-    work: Callable[[Any], Any] = field(repr=False)
+    work: Callable[..., Any] = field(repr=False)
     items: list[Any] | int = field(repr=False)
     actual_s: float | None = None
 
     def run(self) -> Any:
         "Do the work where it was picked; returns its result."
         begun = time.perf_counter()
+        if self.picked.where == "edge":
+            raise BadInput(
+                "the edge device was picked", "export the model and run it there, or raise budget_usd"
+            )
         if isinstance(self.items, int):
-            found = self.work(self.items)
+            found = self.work(self.items, **({"workers": self.picked.workers} if self.picked.workers else {}))
         elif self.picked.where == "in-process":
             found = [self.work(item) for item in self.items]
         else:
-            kind = _ray_kind()
+            kind = _ray_kind(load_settings())
             session.cluster()
             note_cost(kind, time.perf_counter() - begun) if kind != "ready" else None
             found = remote.map(self.work, self.items)
@@ -284,11 +303,18 @@ class Plan:
 
 
 # %% ../../notebooks/10_compute/45_plan.ipynb #plan
+def _divides(work: Callable[..., Any]) -> bool:
+    with contextlib.suppress(TypeError, ValueError):  # some builtins do not say what they take
+        return "workers" in inspect.signature(work).parameters
+    return False
+
+
 def plan(
-    work: Callable[[Any], Any] | None = None,  # of one item, or of a number of units
+    work: Callable[..., Any] | None = None,  # of one item, or of a number of units (and of workers=)
     items: Iterable[Any] | None = None,
     *,
     units: int = 0,  # how many units `work(units)` is to do at once, instead of items
+    unit_bytes: float = 0.0,  # that workers exchange for a unit: of a training, its gradients
     budget_usd: float | None = None,
     model: str | Shape | None = None,  # on paper: a name such as 8b, or a Shape
     gpus: int = 1,
@@ -308,7 +334,10 @@ def plan(
     if every == []:
         raise BadInput("no items to plan for", "give one at least")
     found = probe(function, every) if isinstance(every, list) else probe_size(function, every)
-    where = places(own, settings, costs) if isinstance(every, list) else places(own, settings, costs)[:1]
+    where = places(own, settings, costs)
+    if isinstance(every, int):
+        found = replace(found, item_bytes=unit_bytes)
+        where = where if _divides(function) else [place for place in where if not place.workers]
     count, used = len(every) if isinstance(every, list) else every, _peak_mb()
     guesses = [estimate(found, count, place, used) for place in where]
     picked, why = decide(guesses, budget_usd)
