@@ -203,6 +203,7 @@ Modules:
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
+- `workbench.serve.hybrid`: One question, several places that could answer it: who did, and why, is part of the answer.
 - `workbench.serve.inference`: The Open Inference Protocol (v2): what KServe's and Triton's clients speak, JSON or binary.
 - `workbench.serve.kept`: Scores that were made once are looked up from then on; what is published is made of them, whole.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
@@ -215,6 +216,7 @@ Modules:
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.scorers`: Workers of a Ray that score units, stay warm for the next campaign, and may die.
 - `workbench.serve.scoring`: A part of a feed on its way to being scores: read, judged, scored, packed; the same here and on a worker.
+- `workbench.serve.routing`: Where a question is best asked: by time, by cost, by what may not leave, by how sure the small model is.
 - `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
 - `workbench.serve.shadow`: A challenger sees what the champion is asked, and nobody who asks can tell.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.

@@ -7998,6 +7998,7 @@ d = {
         "workbench.serve.body": {
             "workbench.serve.body.Answer": ("50_serve/body.html#answer", "workbench/serve/body.py"),
             "workbench.serve.body._errors": ("50_serve/body.html#_errors", "workbench/serve/body.py"),
+            "workbench.serve.body._feedback": ("50_serve/body.html#_feedback", "workbench/serve/body.py"),
             "workbench.serve.body._json": ("50_serve/body.html#_json", "workbench/serve/body.py"),
             "workbench.serve.body._only": ("50_serve/body.html#_only", "workbench/serve/body.py"),
             "workbench.serve.body._page": ("50_serve/body.html#_page", "workbench/serve/body.py"),
@@ -8576,6 +8577,45 @@ d = {
                 "workbench/serve/guard.py",
             ),
         },
+        "workbench.serve.hybrid": {
+            "workbench.serve.hybrid.Hybrid": ("50_serve/hybrid.html#hybrid", "workbench/serve/hybrid.py"),
+            "workbench.serve.hybrid.Hybrid.__init__": (
+                "50_serve/hybrid.html#hybrid.__init__",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid._failed": (
+                "50_serve/hybrid.html#hybrid._failed",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid._first": (
+                "50_serve/hybrid.html#hybrid._first",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid._holds_private": (
+                "50_serve/hybrid.html#hybrid._holds_private",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid._timed": (
+                "50_serve/hybrid.html#hybrid._timed",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid.ask": (
+                "50_serve/hybrid.html#hybrid.ask",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Hybrid.cascade": (
+                "50_serve/hybrid.html#hybrid.cascade",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.Place": ("50_serve/hybrid.html#place", "workbench/serve/hybrid.py"),
+            "workbench.serve.hybrid.Routed": ("50_serve/hybrid.html#routed", "workbench/serve/hybrid.py"),
+            "workbench.serve.hybrid.Routed.__str__": (
+                "50_serve/hybrid.html#routed.__str__",
+                "workbench/serve/hybrid.py",
+            ),
+            "workbench.serve.hybrid.here": ("50_serve/hybrid.html#here", "workbench/serve/hybrid.py"),
+            "workbench.serve.hybrid.there": ("50_serve/hybrid.html#there", "workbench/serve/hybrid.py"),
+        },
         "workbench.serve.inference": {
             "workbench.serve.inference._column": (
                 "50_serve/inference.html#_column",
@@ -9034,6 +9074,44 @@ d = {
                 "workbench/serve/scoring.py",
             ),
             "workbench.serve.scoring.units": ("50_serve/scoring.html#units", "workbench/serve/scoring.py"),
+        "workbench.serve.routing": {
+            "workbench.serve.routing.Band": ("50_serve/routing.html#band", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Band.unsure": (
+                "50_serve/routing.html#band.unsure",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker": (
+                "50_serve/routing.html#breaker",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.allows": (
+                "50_serve/routing.html#breaker.allows",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.asked": (
+                "50_serve/routing.html#breaker.asked",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.bad": (
+                "50_serve/routing.html#breaker.bad",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.good": (
+                "50_serve/routing.html#breaker.good",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Site": ("50_serve/routing.html#site", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Site.took": (
+                "50_serve/routing.html#site.took",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.auc": ("50_serve/routing.html#auc", "workbench/serve/routing.py"),
+            "workbench.serve.routing.choose_band": (
+                "50_serve/routing.html#choose_band",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
         },
         "workbench.serve.sequential": {
             "workbench.serve.sequential.Race": (

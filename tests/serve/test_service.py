@@ -37,7 +37,7 @@ def test_one_connection_many_answers(service: Service) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("megabytes", [2, 40])
+@pytest.mark.parametrize("megabytes", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_413_reaches_the_client(service: Service, chunked: bool, megabytes: int) -> None:
     body = b"x" * (megabytes << 20)
     pieces = iter([body[i : i + 65536] for i in range(0, len(body), 65536)])

@@ -136,7 +136,8 @@ def openapi(engine: Engine, limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": engine.name, "version": str(engine.version)},
         "paths": {path: {"get": _page(path)} for path in ROUTES[1:]}
-        | {"/predict": {"post": _predict(engine, limits)}},
+        | {"/predict": {"post": _predict(engine, limits)}}
+        | ({"/feedback": {"post": _feedback(engine)}} if engine.contract.of("outcome") else {}),
         "security": [{"token": []}],
         "components": {
             "schemas": schemas,
@@ -155,6 +156,30 @@ def _predict(engine: Engine, limits: Limits) -> dict[str, Any]:
         "summary": f"Score rows with {engine.name}, version {engine.version}",
         "requestBody": {"required": True, "content": {"application/json": body}},
         "responses": {"200": _json("The answer", given)} | _errors(401, 403, 408, 413, 415, 422, 500, 503),
+    }
+
+
+def _feedback(engine: Engine) -> dict[str, Any]:
+    names = engine.contract.of("outcome")
+    outcome = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": False,
+        "properties": {name: {} for name in names},
+    }
+    told = {
+        "type": "object",
+        "required": ["request", "outcome"],
+        "additionalProperties": False,
+        "properties": {"request": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "position": {"type": "integer", "minimum": 0}, "outcome": outcome},
+    }  # fmt: skip
+    many = _only("feedback", {"type": "array", "items": told, "minItems": 1})
+    body = {"schema": {"oneOf": [told, many]}, "example": {"request": "3f2a", "outcome": {names[0]: True}}}
+    kept = _only("kept", {"type": "integer"})
+    return {
+        "summary": "Say what came out of a request that was answered",
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {"200": _json("Kept", kept)} | _errors(401, 403, 404, 408, 413, 415, 422, 500, 503),
     }
 
 
