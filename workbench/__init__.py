@@ -214,9 +214,9 @@ Modules:
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
+- `workbench.serve.routing`: Where a question is best asked: by time, by cost, by what may not leave, by how sure the small model is.
 - `workbench.serve.scorers`: Workers of a Ray that score units, stay warm for the next campaign, and may die.
 - `workbench.serve.scoring`: A part of a feed on its way to being scores: read, judged, scored, packed; the same here and on a worker.
-- `workbench.serve.routing`: Where a question is best asked: by time, by cost, by what may not leave, by how sure the small model is.
 - `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
 - `workbench.serve.shadow`: A challenger sees what the champion is asked, and nobody who asks can tell.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.

@@ -8995,6 +8995,45 @@ d = {
                 "workbench/serve/requestlog.py",
             ),
         },
+        "workbench.serve.routing": {
+            "workbench.serve.routing.Band": ("50_serve/routing.html#band", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Band.unsure": (
+                "50_serve/routing.html#band.unsure",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker": (
+                "50_serve/routing.html#breaker",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.allows": (
+                "50_serve/routing.html#breaker.allows",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.asked": (
+                "50_serve/routing.html#breaker.asked",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.bad": (
+                "50_serve/routing.html#breaker.bad",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Breaker.good": (
+                "50_serve/routing.html#breaker.good",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.Route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Site": ("50_serve/routing.html#site", "workbench/serve/routing.py"),
+            "workbench.serve.routing.Site.took": (
+                "50_serve/routing.html#site.took",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.auc": ("50_serve/routing.html#auc", "workbench/serve/routing.py"),
+            "workbench.serve.routing.choose_band": (
+                "50_serve/routing.html#choose_band",
+                "workbench/serve/routing.py",
+            ),
+            "workbench.serve.routing.route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
+        },
         "workbench.serve.scorers": {
             "workbench.serve.scorers.Order": ("50_serve/scorers.html#order", "workbench/serve/scorers.py"),
             "workbench.serve.scorers.Worker": ("50_serve/scorers.html#worker", "workbench/serve/scorers.py"),
@@ -9074,44 +9113,6 @@ d = {
                 "workbench/serve/scoring.py",
             ),
             "workbench.serve.scoring.units": ("50_serve/scoring.html#units", "workbench/serve/scoring.py"),
-        "workbench.serve.routing": {
-            "workbench.serve.routing.Band": ("50_serve/routing.html#band", "workbench/serve/routing.py"),
-            "workbench.serve.routing.Band.unsure": (
-                "50_serve/routing.html#band.unsure",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Breaker": (
-                "50_serve/routing.html#breaker",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Breaker.allows": (
-                "50_serve/routing.html#breaker.allows",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Breaker.asked": (
-                "50_serve/routing.html#breaker.asked",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Breaker.bad": (
-                "50_serve/routing.html#breaker.bad",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Breaker.good": (
-                "50_serve/routing.html#breaker.good",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.Route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
-            "workbench.serve.routing.Site": ("50_serve/routing.html#site", "workbench/serve/routing.py"),
-            "workbench.serve.routing.Site.took": (
-                "50_serve/routing.html#site.took",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.auc": ("50_serve/routing.html#auc", "workbench/serve/routing.py"),
-            "workbench.serve.routing.choose_band": (
-                "50_serve/routing.html#choose_band",
-                "workbench/serve/routing.py",
-            ),
-            "workbench.serve.routing.route": ("50_serve/routing.html#route", "workbench/serve/routing.py"),
         },
         "workbench.serve.sequential": {
             "workbench.serve.sequential.Race": (

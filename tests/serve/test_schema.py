@@ -42,7 +42,9 @@ def campaign(service: Service, cases: int) -> Counter[int]:
 
 def test_a_few_hundred_generated_requests_meet_no_5xx(service: Service) -> None:
     seen = campaign(service, 120)
-    assert sum(seen.values()) >= 60 and set(seen) <= {200, 400, 401, 405, 415, 422} and seen[422] and seen[200]
+    assert (
+        sum(seen.values()) >= 60 and set(seen) <= {200, 400, 401, 405, 415, 422} and seen[422] and seen[200]
+    )
 
 
 @pytest.mark.slow
