@@ -1,8 +1,10 @@
 """The house stands as its rules say, and each rule is seen to fail on a planted violation."""
 
 import json
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import house
@@ -145,3 +147,13 @@ def test_a_wrong_tree_is_found(tmp_path: Path) -> None:
         "README's tree lacks notebooks/here.ipynb",
         "README's tree lists notebooks/gone.ipynb, which is not there",
     ]
+
+
+def test_every_extra_that_an_error_names_can_be_installed() -> None:
+    named = {
+        name
+        for path in (ROOT / "workbench").rglob("*.py")
+        for name in re.findall(r'extra="(\w+)"', path.read_text())
+    }
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert named - {"allow", "forbid", "ignore"} <= extras.keys()

@@ -70,6 +70,8 @@ def test_bad_pipelines_are_refused_before_anything_runs(project: Path, steps: li
 def test_only_what_changed_runs_again(project: Path, steps: list[Step], ledger: Ledger) -> None:
     first = run_pipeline("p", steps, ledger=ledger)
     assert (ran(project), set(statuses(first).values())) == ("abd", {"succeeded"})
+    picture = (records.find(first.run, ledger).folder / "report.html").read_text()
+    assert picture.startswith("<!doctype html>") and "<svg" in picture and "succeeded" in picture
     jobs = records.runs(ledger, kind="job")
     assert len(jobs) == 3 and all(job.parents == [first.run] for job in jobs)
 

@@ -178,6 +178,26 @@ def test_keyring_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         present("keyring:service/me")
 
 
+def test_a_keyring_gives_what_it_holds_and_what_it_lacks_is_said() -> None:
+    code = """import keyring, keyring.backend, sys
+class Held(keyring.backend.KeyringBackend):
+    priority = 1
+    def get_password(self, service, name):
+        return {("warehouse", "me"): "s3cret"}.get((service, name))
+    def set_password(self, service, name, password):
+        raise NotImplementedError
+from workbench.base.errors import NotFound
+from workbench.jobs.secret import Secret, present
+keyring.set_keyring(Held())
+print(Secret("keyring:warehouse/me").reveal())
+try:
+    Secret("keyring:warehouse/you").reveal()
+except NotFound as error:
+    print(error)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("s3cret\n") and "keyring:warehouse/you" in done.stdout, done.stderr
+
+
 def test_a_secret_is_its_reference_wherever_it_is_written(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_TOKEN", VALUE)
     token = Secret("env:API_TOKEN")
