@@ -32,7 +32,7 @@ from .cast import shown, typed
 from .column import limits, near
 from .contract import Contract
 from .part import Chunk, Source
-from .rule import expression, is_condition, polars_type, roots
+from .rule import expression, is_condition, parsed, polars_type, roots
 
 if TYPE_CHECKING:
     import polars
@@ -59,7 +59,7 @@ def is_clean(contract: Contract, frame: "polars.DataFrame") -> bool:
             tests.append(pl.col(name).is_not_null())
             tests += [pl.col(name).is_not_nan().fill_null(True)] if column.dtype == "float" else []
         tests += [good.fill_null(True) for good, _ in limits(name, column).values()]
-    tests += [pl.sql_expr(rule.sql).fill_null(False) for rule in contract.rules]
+    tests += [parsed(rule.sql).fill_null(False) for rule in contract.rules]
     found = frame.select(test.all().alias(str(at)) for at, test in enumerate(tests))
     return not tests or all(found.row(0))
 
