@@ -282,7 +282,7 @@ if TYPE_CHECKING:
     from workbench.serve.app import serve
     from workbench.serve.batch import predict
     from workbench.serve.engine import Engine
-    from workbench.train.baseline import fit_baseline
+    from workbench.train.baseline import baselines, fit_baseline
     from workbench.train.fit import fit
     from workbench.train.scaling import scale
 
@@ -309,6 +309,7 @@ _HOME = {
     "Unique": "data.whole",
     "Volume": "data.whole",
     "attach": "compute.remote",
+    "baselines": "train.baseline",
     "calibrate": "data.limits",
     "champion": "release.registry",
     "cluster": "compute.session",

@@ -9371,8 +9371,41 @@ d = {
             "workbench.serve.wire.server": ("50_serve/wire.html#server", "workbench/serve/wire.py"),
         },
         "workbench.train.baseline": {
+            "workbench.train.baseline.Baselines": (
+                "40_train/baseline.html#baselines",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.Baselines.__str__": (
+                "40_train/baseline.html#baselines.__str__",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.Baselines._repr_html_": (
+                "40_train/baseline.html#baselines._repr_html_",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.Baselines.best": (
+                "40_train/baseline.html#baselines.best",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline._asked": (
+                "40_train/baseline.html#_asked",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline._boosted": (
+                "40_train/baseline.html#_boosted",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline._fitted": (
+                "40_train/baseline.html#_fitted",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline._line": ("40_train/baseline.html#_line", "workbench/train/baseline.py"),
             "workbench.train.baseline._logistic": (
                 "40_train/baseline.html#_logistic",
+                "workbench/train/baseline.py",
+            ),
+            "workbench.train.baseline.baselines": (
+                "40_train/baseline.html#baselines",
                 "workbench/train/baseline.py",
             ),
             "workbench.train.baseline.fit_baseline": (

@@ -10,9 +10,10 @@ from sklearn.linear_model import LogisticRegression
 
 from workbench.base.errors import BadInput
 from workbench.base.records import find
-from workbench.train.baseline import fit_baseline, one_hot
+from workbench.data.recipe import Recipe
+from workbench.train.baseline import _boosted, baselines, fit_baseline, one_hot
 from workbench.train.metrics import score
-from workbench.train.rows import encoded
+from workbench.train.rows import Rows, encoded
 
 
 @given(st.integers(0, 3), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 20))
@@ -74,3 +75,34 @@ def test_the_wrong_kinds_of_object_are_named(world: SimpleNamespace, arguments: 
     how = {"train": world.train, "valid": world.valid, "recipe": world.recipe, "name": "flights"} | arguments
     with pytest.raises(BadInput, match=f"{next(iter(arguments))} is"):
         fit_baseline(how.pop("train"), **how)
+
+
+def test_three_models_are_judged_on_the_same_rows(world: SimpleNamespace) -> None:
+    given = {"recipe": world.recipe, "valid": world.valid, "name": "flights"}
+    found = baselines(world.train, **given)
+    majority, logistic, boosting = found.table
+    rows, alone = encoded(world.train, world.valid, world.recipe), fit_baseline(world.train, **given)
+    rate = rows.y.mean(dtype="float64")
+    assert majority["auc"] == 0.5
+    assert majority["brier"] == pytest.approx(np.mean((rows.y_valid - rate) ** 2))
+    assert {name: logistic[name] for name in ("auc", "brier")} == {
+        name: alone.metrics[name] for name in ("auc", "brier")
+    }
+    assert boosting["auc"] > logistic["auc"] - 0.05 and boosting["brier"] < majority["brier"]
+    assert found.best["auc"] == max(row["auc"] for row in found.table)
+    assert [row["rows"] for row in found.table] == [len(rows.y_valid)] * 3
+    assert find(found.run.id).metrics["boosting_auc"] == boosting["auc"]
+    assert find(found.logistic.run.id).parents == [found.run.id]
+    for shown in (str(found), found._repr_html_()):
+        assert all(row["model"] in shown and f"{row['auc']:,.4g}" in shown for row in found.table)
+
+
+def test_boosting_takes_codes_as_categories_and_many_codes_as_numbers() -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.integers(0, 9, 3_000), rng.integers(0, 400, 3_000)
+    y = (few % 2 == 0).astype(np.float32)
+    stats = {"numeric": {}, "categorical": {"few": list("abcdefgh"), "many": [str(n) for n in range(399)]}}
+    recipe = Recipe("m:f", "m:l", (), ("few", "many"), stats)
+    x = np.column_stack([few, many]).astype(np.float32)
+    ask = _boosted(Rows(recipe, None, x, y, x, y), 0)
+    assert score(y, ask(x))["auc"] == 1.0
