@@ -2,7 +2,7 @@
 
 One month is shuffled and cut in two halves, --splits times; thresholds are calibrated once, by permutation, on the month.
 An alarm on any column counts; the stated rate is over all columns together, so the share of alarms is to lie within three standard
-deviations of it, or below. Usage: python benchmarks/drift.py [--splits 200] [--rate 0.05] [--month 3] [--permutations 300] [--plots FOLDER]
+deviations of it, or below. Usage: python benchmarks/drift.py [--splits 200] [--rate 0.05] [--month 3] [--permutations 300] [--seed 1] [--plots FOLDER]
 """
 
 import argparse
@@ -50,15 +50,17 @@ def main() -> None:
         "--permutations", type=int, default=300, help="that the limits come from; few make them uneven"
     )
     parser.add_argument(
+        "--seed", type=int, default=1, help="of the limits and of the splits: another one, fresh splits"
+    )
+    parser.add_argument(
         "--plots", type=Path, default=None, help="a picture of every drifted column goes there"
     )
     given = parser.parse_args()
     columns = flights()
     month = np.flatnonzero(columns["month"] == given.month)
-    limits = calibrate(
-        rows(columns, month), false_alarms=given.rate, rows=len(month), permutations=given.permutations
-    )
-    rng, alarms, named = np.random.default_rng(1), 0, {}
+    how = {"false_alarms": given.rate, "rows": len(month), "permutations": given.permutations}
+    limits = calibrate(rows(columns, month), **how, seed=given.seed)
+    rng, alarms, named = np.random.default_rng([given.seed, 1]), 0, {}
     for _ in range(given.splits):
         shuffled = rng.permutation(month)
         half = len(shuffled) // 2

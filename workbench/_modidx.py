@@ -2824,6 +2824,7 @@ d = {
                 "20_data/limits.html#limits.to_json",
                 "workbench/data/limits.py",
             ),
+            "workbench.data.limits._beyond": ("20_data/limits.html#_beyond", "workbench/data/limits.py"),
             "workbench.data.limits._bin_distances": (
                 "20_data/limits.html#_bin_distances",
                 "workbench/data/limits.py",

@@ -1,5 +1,7 @@
 """Distances agree with scipy, limits keep the rate they state, and what moves jointly is seen."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from workbench.base.errors import BadInput
 from workbench.data.distance import chi2, wasserstein
 from workbench.data.drift import drift
 from workbench.data.joint import joint
-from workbench.data.limits import calibrate
+from workbench.data.limits import Limits, _beyond, calibrate
 from workbench.data.sketch import Profile
 
 numbers = st.lists(st.floats(-1e6, 1e6) | st.integers(-3, 3).map(float), min_size=1, max_size=60)
@@ -89,6 +91,26 @@ def test_limits_set_once_serve_a_stream() -> None:
     streamed = drift(Profile.of(then), moved)
     for a, b in zip(exact.columns, streamed.columns, strict=True):
         assert a.column == b.column and a.psi == pytest.approx(b.psi, abs=1e-9)
+
+
+def test_chance_is_measured_over_the_bins_that_are_used_later() -> None:
+    rows = world(4000, 3)
+    limits = calibrate(rows, permutations=200)
+    shuffled = np.random.default_rng(0).permutation(4000)
+    first, second = ({name: v[half] for name, v in rows.items()} for half in (shuffled[:200], shuffled[200:]))
+    here = {c.column: c.bins for c in drift(first, second, limits=limits).columns}
+    there = {c.column: c.bins for c in drift(second, first, limits=limits).columns}
+    own = {c.column: c.bins for c in drift(first, second).columns}
+    assert all(here[name] == there[name] for name in limits.bins) and here["temp"] != own["temp"]
+    assert Limits(**json.loads(json.dumps(limits.to_json()))).bins["temp"] == list(limits.bins["temp"])
+
+
+def test_a_limit_is_set_by_how_far_a_cut_lies_from_the_others() -> None:
+    values = np.random.default_rng(0).gamma(2, size=50)
+    others = [np.delete(values, at) for at in range(50)]
+    want = [(value - rest.mean()) / rest.std() for value, rest in zip(values, others, strict=True)]
+    assert _beyond(values) == pytest.approx(want)
+    assert np.isfinite(_beyond(np.array([0.0] * 9 + [1.0]))).all()
 
 
 def test_what_moves_only_jointly_is_seen_by_the_classifier() -> None:

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 # %% ../../notebooks/20_data/37_distance.ipynb #d100db63
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,11 +83,15 @@ def categories(reference: Words, current: Words) -> tuple[list[str], np.ndarray,
     return [*shown, f"{len(rest)} others"], *(np.append(c, n) for c, n in zip(counts, left, strict=True))
 
 
-def counted(reference: Numbers | Words, current: Numbers | Words) -> tuple[list[str], np.ndarray, np.ndarray]:
+def counted(
+    reference: Numbers | Words,
+    current: Numbers | Words,
+    at: Sequence[float] | None = None,  # upper ends of the bins of numbers; None: the reference's own
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     "Names of the bins, and rows of both sides in them."
     if isinstance(reference, Words):
         return categories(reference, current)
-    at = edges(reference)
+    at = edges(reference) if at is None else np.asarray(at, np.float64)
     return [*bin_names(at), "missing"], binned(reference, at), binned(current, at)
 
 
@@ -153,12 +158,17 @@ class Apart(NamedTuple):
     scaled: dict[str, float]  # the same, each on the scale on which chance is the same for any number of rows
 
 
-def apart(name: str, reference: Numbers | Words, current: Numbers | Words) -> Apart:
+def apart(
+    name: str,
+    reference: Numbers | Words,
+    current: Numbers | Words,
+    at: Sequence[float] | None = None,  # upper ends of the bins of numbers; None: the reference's own
+) -> Apart:
     "Every distance between two sketches of column `name`."
     if type(reference) is not type(current):
         kinds = ["numbers" if isinstance(side, Numbers) else "words" for side in (reference, current)]
         raise BadInput(f"column '{name}' held {kinds[0]} and holds {kinds[1]} now", "compare like with like")
-    bins, before, after = counted(reference, current)
+    bins, before, after = counted(reference, current, at)
     used = before + after > 0
     found = {"psi": psi(before[used], after[used]), "chi2": chi2(before, after)}
     rows = dict.fromkeys(found, (reference.rows, current.rows))

@@ -71,7 +71,7 @@ def _level(value: float, chance: float) -> str:
 def _measure(
     name: str, reference: Numbers | Words, current: Numbers | Words, limits: Limits | None
 ) -> ColumnDrift:
-    found = apart(name, reference, current)
+    found = apart(name, reference, current, None if limits is None else limits.bins.get(name))
     n, m = reference.rows, current.rows
     used = int(((found.reference + found.current) > 0).sum())
     chance = max(used - 1, 0) * (1 / n + 1 / m)

@@ -67,7 +67,8 @@ def furthest(
     "(columns that moved, in words; the largest PSI)."
     moved, worst = [], 0.0
     for name in names:
-        found = apart(name, reference.columns[name], profile.columns[name])
+        bins = None if limits is None else limits.bins.get(name)
+        found = apart(name, reference.columns[name], profile.columns[name], bins)
         worst = max(worst, found.distances["psi"])
         sure = limits is None or name not in limits.chance or limits.passed(name, found.scaled)
         if sure and found.distances["psi"] >= psi:

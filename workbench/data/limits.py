@@ -2,6 +2,8 @@
 
 - The reference is shuffled and cut in two, hundreds of times; whatever distance that gives is chance.
 - One limit for the whole family: the cut's *largest* distance over all columns and measures, each in units of its own spread (max-T). So 5 % of calm comparisons raise an alarm somewhere, not 5 % of the columns of each.
+- Chance is measured with the ruler that is used later: bins are cut once, on the reference, and kept with the limits. Bins that each half cuts for itself would fit it better than chance does, and alarm too often.
+- A cut is judged by the mean and spread of all *others*, as later rows are; judged by its own as well, the limit would be too near.
 - Rows stay whole when they are shuffled: columns that move together count as the one thing they are.
 - The rate is itself estimated. Limits lie a spread of that further out, so that the stated rate is rather kept than met: 300 cuts set 5 % to within about 1 to 6 %, and the limits say so.
 - A significant drift need not matter: PSI's level says how large it is, the alarm whether it is there.
@@ -15,7 +17,7 @@ __all__ = ["PERMUTATIONS", "ROWS", "Limits", "calibrate"]
 # %% ../../notebooks/20_data/38_limits.ipynb #470420d7
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import numpy as np
 from ..base import html
 from ..base.errors import BadInput, expected
 from .distance import MAX_CATEGORIES, binned, categories, edges, scale
-from .sketch import Arrays, Numbers, Words, floats, sketch
+from .sketch import Arrays, Numbers, Words, floats, is_number
 
 PERMUTATIONS = 300
 _ROUNDING = 1e-6  # of a distance that is 0
@@ -32,12 +34,12 @@ _AT_ONCE = 64  # cuts counted together: flat memory
 
 
 # %% ../../notebooks/20_data/38_limits.ipynb #cuts
-def _number_distances(values: np.ndarray, cuts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    "Each measure of one column for each cut (bool [rows, cuts], true: the second part)."
-    column = Numbers(None).add(values)
-    at = edges(column)
+def _number_distances(
+    values: np.ndarray, at: np.ndarray, cuts: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    "Each measure of one column for each cut (bool [rows, cuts], true: the second part), over the bins `at`."
     codes = np.where(np.isfinite(values), np.searchsorted(at, values, side="left"), len(at) + 1)
-    yield from _bin_distances(codes, binned(column, at), cuts)
+    yield from _bin_distances(codes, binned(Numbers(None).add(values), at), cuts)
     known = np.isfinite(values)
     if known.any():
         yield from zip(("ks", "wasserstein"), _curve_distances(values[known], cuts[known]), strict=True)
@@ -93,6 +95,7 @@ class Limits:
     chance: dict[
         str, dict[str, tuple[float, float]]
     ]  # column -> measure -> mean and spread by chance, scaled
+    bins: dict[str, tuple[float, ...]] = field(default_factory=dict)  # upper ends, of each column of numbers
 
     @property
     def between(self) -> tuple[float, float]:
@@ -173,22 +176,36 @@ def calibrate(
     taken = np.sort(rng.choice(size, rows, replace=False)) if size > rows else np.arange(size)
     first = np.arange(len(taken)) < max(2, round(len(taken) * min(max(share, 0.05), 0.5)))
     cuts = np.ascontiguousarray(rng.permuted(np.tile(first, (permutations, 1)), axis=1).T)
-    found = {name: dict(_distances(np.asarray(reference[name])[taken], cuts)) for name in chosen}
-    return _limits(found, false_alarms, permutations, len(taken))
+    columns = {name: np.asarray(reference[name]) for name in chosen}
+    bins = {name: edges(Numbers(None).add(floats(v))) for name, v in columns.items() if is_number(v)}
+    found = {name: dict(_distances(v[taken], bins.get(name), cuts)) for name, v in columns.items()}
+    return _limits(found, {name: tuple(at.tolist()) for name, at in bins.items()}, false_alarms, len(taken))
 
 
-def _distances(values: np.ndarray, cuts: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    number = isinstance(sketch(values[:1]), Numbers)
-    return _number_distances(floats(values), cuts) if number else _word_distances(values, cuts)
+def _distances(
+    values: np.ndarray, at: np.ndarray | None, cuts: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    return _word_distances(values, cuts) if at is None else _number_distances(floats(values), at, cuts)
 
 
-def _limits(found: dict[str, dict[str, np.ndarray]], rate: float, permutations: int, rows: int) -> Limits:
+def _beyond(values: np.ndarray) -> np.ndarray:
+    "How many spreads each value lies above the mean *of the others*, as rows that were not here will."
+    n, off = len(values), values - values.mean()
+    mean = -off / (n - 1)
+    spread = np.sqrt(np.maximum((off @ off - off**2) / (n - 1) - mean**2, 0))
+    return (off - mean) / np.maximum(spread, 0.1 * values.std())  # all others alike: no division by nothing
+
+
+def _limits(
+    found: dict[str, dict[str, np.ndarray]], bins: dict[str, tuple[float, ...]], rate: float, rows: int
+) -> Limits:
+    permutations = len(next(iter(next(iter(found.values())).values())))
     chance, largest = {}, np.full(permutations, -np.inf)
     for name, measures in found.items():
         chance[name] = {measure: (float(v.mean()), float(v.std())) for measure, v in measures.items()}
         for measure, (mean, spread) in list(chance[name].items()):
             if spread > 1e-12 * max(1.0, mean):
-                largest = np.maximum(largest, (measures[measure] - mean) / spread)
+                largest = np.maximum(largest, _beyond(measures[measure]))
             elif measure == "psi":  # a column of one value: the half rows added to its bins are no drift
                 del chance[name][measure]
     spread = math.sqrt(permutations * rate * (1 - rate))  # of the cuts past the limit, by chance
@@ -196,4 +213,4 @@ def _limits(found: dict[str, dict[str, np.ndarray]], rate: float, permutations: 
         math.ceil((1 - rate) * (permutations + 1) + spread) - 1
     )  # so that the rate is rather kept than met
     factor = float(np.sort(largest)[min(place, permutations - 1)])
-    return Limits(rate, permutations, rows, factor if math.isfinite(factor) else 0.0, chance)
+    return Limits(rate, permutations, rows, factor if math.isfinite(factor) else 0.0, chance, bins)
