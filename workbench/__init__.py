@@ -178,6 +178,7 @@ Modules:
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
 - `workbench.models.runner`: A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
+- `workbench.models.shards`: A checkpoint larger than memory is opened in milliseconds, checked to the last byte of its headers, and read only where it is used.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.

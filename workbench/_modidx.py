@@ -6987,10 +6987,6 @@ d = {
                 "30_models/encoder.html#read_shape",
                 "workbench/models/encoder.py",
             ),
-            "workbench.models.encoder.weight_files": (
-                "30_models/encoder.html#weight_files",
-                "workbench/models/encoder.py",
-            ),
         },
         "workbench.models.graph": {
             "workbench.models.graph.Preprocessing": (
@@ -7294,6 +7290,95 @@ d = {
             "workbench.models.runner._fault": ("30_models/runner.html#_fault", "workbench/models/runner.py"),
             "workbench.models.runner.check": ("30_models/runner.html#check", "workbench/models/runner.py"),
             "workbench.models.runner.main": ("30_models/runner.html#main", "workbench/models/runner.py"),
+        },
+        "workbench.models.shards": {
+            "workbench.models.shards.Entry": ("30_models/shards.html#entry", "workbench/models/shards.py"),
+            "workbench.models.shards.Entry.size": (
+                "30_models/shards.html#entry.size",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards": ("30_models/shards.html#shards", "workbench/models/shards.py"),
+            "workbench.models.shards.Shards.__init__": (
+                "30_models/shards.html#shards.__init__",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.__str__": (
+                "30_models/shards.html#shards.__str__",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards._each": (
+                "30_models/shards.html#shards._each",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.array": (
+                "30_models/shards.html#shards.array",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.expect": (
+                "30_models/shards.html#shards.expect",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.fetch": (
+                "30_models/shards.html#shards.fetch",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.release": (
+                "30_models/shards.html#shards.release",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.size": (
+                "30_models/shards.html#shards.size",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.sizes": (
+                "30_models/shards.html#shards.sizes",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.Shards.tensor": (
+                "30_models/shards.html#shards.tensor",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._advise": (
+                "30_models/shards.html#_advise",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._bytes_of": (
+                "30_models/shards.html#_bytes_of",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._entry": ("30_models/shards.html#_entry", "workbench/models/shards.py"),
+            "workbench.models.shards._fetch": ("30_models/shards.html#_fetch", "workbench/models/shards.py"),
+            "workbench.models.shards._map": ("30_models/shards.html#_map", "workbench/models/shards.py"),
+            "workbench.models.shards._object": (
+                "30_models/shards.html#_object",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._once": ("30_models/shards.html#_once", "workbench/models/shards.py"),
+            "workbench.models.shards._opened": (
+                "30_models/shards.html#_opened",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._release": (
+                "30_models/shards.html#_release",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards._whole": ("30_models/shards.html#_whole", "workbench/models/shards.py"),
+            "workbench.models.shards.open_shards": (
+                "30_models/shards.html#open_shards",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.read_header": (
+                "30_models/shards.html#read_header",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.weight_files": (
+                "30_models/shards.html#weight_files",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.weight_map": (
+                "30_models/shards.html#weight_map",
+                "workbench/models/shards.py",
+            ),
         },
         "workbench.models.shelf": {
             "workbench.models.shelf.Shelf": ("30_models/shelf.html#shelf", "workbench/models/shelf.py"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from workbench.base.errors import BadInput, NotFound
 from workbench.models import encoder
+from workbench.models.shards import INDEX
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] late flight from boston was delayed by rain the engine idles a".split()
 SHAPE = encoder.Shape(len(WORDS), 16, 2, 4, 32, 12)
@@ -104,7 +105,7 @@ def test_shards_and_another_prefix_give_the_same_bits(folder: Path) -> None:
     for place, half in enumerate(halves):
         save_file(half, folder / f"model-{place}.safetensors")
         index |= dict.fromkeys(half, f"model-{place}.safetensors")
-    change(folder / encoder.INDEX, weight_map=index)
+    change(folder / INDEX, weight_map=index)
     assert encoder.load(folder).encode(TEXTS).tobytes() == wanted.tobytes()
 
 
@@ -144,12 +145,12 @@ def modules_of_its_own(folder: Path, mark: Path) -> None:
 
 
 def index_outside(folder: Path, mark: Path) -> None:
-    change(folder / encoder.INDEX, weight_map={"a": "../../etc/passwd"})
+    change(folder / INDEX, weight_map={"a": "../../etc/passwd"})
 
 
 def index_of_pickles(folder: Path, mark: Path) -> None:
     (folder / "model.bin").write_bytes(pickle.dumps(Bomb(mark)))
-    change(folder / encoder.INDEX, weight_map={"a": "model.bin"})
+    change(folder / INDEX, weight_map={"a": "model.bin"})
 
 
 def config(**values: Any) -> Callable[[Path, Path], None]:

@@ -13,13 +13,10 @@ __all__ = [
     "Embed",
     "TOKENS_PER_BATCH",
     "JSON_LIMIT_BYTES",
-    "WEIGHTS",
-    "INDEX",
     "Shape",
     "Layer",
     "Bert",
     "read_shape",
-    "weight_files",
     "fill",
     "Encoder",
     "embed_with",
@@ -39,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import BadInput, NotFound, expected, need
+from .shards import weight_files
 
 Embed = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, mask: int64 [n, t] -> float32 [n, width]
 TOKENS_PER_BATCH = 4096
@@ -199,31 +197,6 @@ def read_shape(folder: Path) -> Shape:
         return Shape(**sizes, pooling=way, unit=not steps or "Normalize" in steps)
     except TypeError as error:
         raise BadInput(f"{folder / 'config.json'}: {error}", "is config.json whole?") from None
-
-
-# %% ../../notebooks/30_models/18_encoder.ipynb #weight-files
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def weight_files(folder: Path) -> list[Path]:
-    "The safetensors files of a folder, in order."
-    if (folder / INDEX).is_file():
-        listed = _object(folder / INDEX).get("weight_map")
-        names = sorted(set(listed.values())) if isinstance(listed, dict) and listed else []
-        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-            raise BadInput(f"{folder / INDEX} lists {names!r:.80}", "an index lists files of its own folder")
-        files = [folder / name for name in names]
-    else:
-        files = [folder / WEIGHTS]
-    missing = [path.name for path in files if not path.is_file() or path.suffix != ".safetensors"]
-    if missing:
-        pickles = [
-            p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        ]
-        hint = "a pickle is a program: get the safetensors" if pickles else "get the model again"
-        beside = f", only {', '.join(pickles)}" if pickles else ""
-        raise NotFound(f"no {missing[0]} in {folder}{beside}", hint)
-    return files
 
 
 # %% ../../notebooks/30_models/18_encoder.ipynb #fill
