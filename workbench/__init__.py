@@ -181,6 +181,7 @@ Modules:
 - `workbench.models.shards`: A checkpoint larger than memory is opened in milliseconds, checked to the last byte of its headers, and read only where it is used.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
+- `workbench.models.stream`: A net larger than the memory it may use: built without weights, its layers come from disk while the one before computes, and go when there is no room.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.

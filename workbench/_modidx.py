@@ -7512,6 +7512,52 @@ d = {
                 "workbench/models/smaller.py",
             ),
         },
+        "workbench.models.stream": {
+            "workbench.models.stream.Stream": ("30_models/stream.html#stream", "workbench/models/stream.py"),
+            "workbench.models.stream.Stream.__init__": (
+                "30_models/stream.html#stream.__init__",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream.Stream._ask": (
+                "30_models/stream.html#stream._ask",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream.Stream._enter": (
+                "30_models/stream.html#stream._enter",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream.Stream.held": (
+                "30_models/stream.html#stream.held",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream._Unset": ("30_models/stream.html#_unset", "workbench/models/stream.py"),
+            "workbench.models.stream._Unset.__torch_function__": (
+                "30_models/stream.html#_unset.__torch_function__",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream._check": ("30_models/stream.html#_check", "workbench/models/stream.py"),
+            "workbench.models.stream._groups": (
+                "30_models/stream.html#_groups",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream._some": ("30_models/stream.html#_some", "workbench/models/stream.py"),
+            "workbench.models.stream.fill": ("30_models/stream.html#fill", "workbench/models/stream.py"),
+            "workbench.models.stream.layer_names": (
+                "30_models/stream.html#layer_names",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream.layers": ("30_models/stream.html#layers", "workbench/models/stream.py"),
+            "workbench.models.stream.lazy": ("30_models/stream.html#lazy", "workbench/models/stream.py"),
+            "workbench.models.stream.slots": ("30_models/stream.html#slots", "workbench/models/stream.py"),
+            "workbench.models.stream.stream_of": (
+                "30_models/stream.html#stream_of",
+                "workbench/models/stream.py",
+            ),
+            "workbench.models.stream.unfilled": (
+                "30_models/stream.html#unfilled",
+                "workbench/models/stream.py",
+            ),
+        },
         "workbench.release.approval": {
             "workbench.release.approval.Request": (
                 "60_release/approval.html#request",
