@@ -44,6 +44,7 @@ Modules:
 - `workbench.cli.resume`: `workbench resume RUN`: a job that ended badly goes on at the cell that failed.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
 - `workbench.cli.traffic`: `workbench shadow flights 4 --share 0.2`: a version beside the one that answers, while the service runs.
+- `workbench.cli.trust`: `workbench trust FOLDER --as flights -m "from the weather team"`: a model that another store signed, taken in.
 - `workbench.compute.cell`: A whole cell on the cluster: what it reads goes there, what it assigned comes back, what cannot travel is named.
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
@@ -180,6 +181,7 @@ Modules:
 - `workbench.models.runner`: A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
 - `workbench.models.shards`: A checkpoint larger than memory is opened in milliseconds, checked to the last byte of its headers, and read only where it is used.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
+- `workbench.models.signature`: A sha256 says that a bundle is whole; a signature says whose it is.
 - `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
 - `workbench.models.stream`: A net larger than the memory it may use: built without weights, its layers come from disk while the one before computes, and go when there is no room.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
@@ -191,6 +193,7 @@ Modules:
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
 - `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.
 - `workbench.release.trial`: One smaller version of a model, measured on the file that would ship: how well, for whom, how fast, how large, at what CPU; and all of them in one table.
+- `workbench.release.trust`: A model from elsewhere, or of before signatures, is taken in by a person who says why.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.

@@ -792,6 +792,13 @@ d = {
             "workbench.cli.traffic.register": ("95_cli/traffic.html#register", "workbench/cli/traffic.py"),
             "workbench.cli.traffic.shadow": ("95_cli/traffic.html#shadow", "workbench/cli/traffic.py"),
         },
+        "workbench.cli.trust": {
+            "workbench.cli.trust._emit": ("95_cli/trust.html#_emit", "workbench/cli/trust.py"),
+            "workbench.cli.trust._new_key": ("95_cli/trust.html#_new_key", "workbench/cli/trust.py"),
+            "workbench.cli.trust._place": ("95_cli/trust.html#_place", "workbench/cli/trust.py"),
+            "workbench.cli.trust.register": ("95_cli/trust.html#register", "workbench/cli/trust.py"),
+            "workbench.cli.trust.trust": ("95_cli/trust.html#trust", "workbench/cli/trust.py"),
+        },
         "workbench.compute.cell": {
             "workbench.compute.cell.Names": ("10_compute/cell.html#names", "workbench/compute/cell.py"),
             "workbench.compute.cell._augmented": (
@@ -5453,6 +5460,7 @@ d = {
                 "80_jobs/parcel.html#_take_versions",
                 "workbench/jobs/parcel.py",
             ),
+            "workbench.jobs.parcel._vouch": ("80_jobs/parcel.html#_vouch", "workbench/jobs/parcel.py"),
             "workbench.jobs.parcel._walked": ("80_jobs/parcel.html#_walked", "workbench/jobs/parcel.py"),
             "workbench.jobs.parcel.pack_project": (
                 "80_jobs/parcel.html#pack_project",
@@ -6871,7 +6879,15 @@ d = {
                 "30_models/bundle.html#_fitted_recipe",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle._opened": (
+                "30_models/bundle.html#_opened",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle._parse": ("30_models/bundle.html#_parse", "workbench/models/bundle.py"),
+            "workbench.models.bundle._present": (
+                "30_models/bundle.html#_present",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle._probes_fit": (
                 "30_models/bundle.html#_probes_fit",
                 "workbench/models/bundle.py",
@@ -6882,9 +6898,20 @@ d = {
                 "workbench/models/bundle.py",
             ),
             "workbench.models.bundle._seal": ("30_models/bundle.html#_seal", "workbench/models/bundle.py"),
+            "workbench.models.bundle._whole": ("30_models/bundle.html#_whole", "workbench/models/bundle.py"),
+            "workbench.models.bundle.copy": ("30_models/bundle.html#copy", "workbench/models/bundle.py"),
+            "workbench.models.bundle.examine": (
+                "30_models/bundle.html#examine",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.load": ("30_models/bundle.html#load", "workbench/models/bundle.py"),
+            "workbench.models.bundle.load_pinned": (
+                "30_models/bundle.html#load_pinned",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.plain": ("30_models/bundle.html#plain", "workbench/models/bundle.py"),
             "workbench.models.bundle.save": ("30_models/bundle.html#save", "workbench/models/bundle.py"),
+            "workbench.models.bundle.sign": ("30_models/bundle.html#sign", "workbench/models/bundle.py"),
         },
         "workbench.models.edge": {
             "workbench.models.edge.Edge": ("30_models/edge.html#edge", "workbench/models/edge.py"),
@@ -7398,8 +7425,16 @@ d = {
                 "30_models/shelf.html#shelf._digest",
                 "workbench/models/shelf.py",
             ),
+            "workbench.models.shelf.Shelf._enter": (
+                "30_models/shelf.html#shelf._enter",
+                "workbench/models/shelf.py",
+            ),
             "workbench.models.shelf.Shelf._folder": (
                 "30_models/shelf.html#shelf._folder",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf._next": (
+                "30_models/shelf.html#shelf._next",
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.Shelf._repr_html_": (
@@ -7416,6 +7451,10 @@ d = {
             ),
             "workbench.models.shelf.Shelf.changes": (
                 "30_models/shelf.html#shelf.changes",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.keys": (
+                "30_models/shelf.html#shelf.keys",
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.Shelf.load": (
@@ -7442,8 +7481,16 @@ d = {
                 "30_models/shelf.html#shelf.set_alias",
                 "workbench/models/shelf.py",
             ),
+            "workbench.models.shelf.Shelf.sign": (
+                "30_models/shelf.html#shelf.sign",
+                "workbench/models/shelf.py",
+            ),
             "workbench.models.shelf.Shelf.table": (
                 "30_models/shelf.html#shelf.table",
+                "workbench/models/shelf.py",
+            ),
+            "workbench.models.shelf.Shelf.take": (
+                "30_models/shelf.html#shelf.take",
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.Shelf.versions": (
@@ -7467,6 +7514,72 @@ d = {
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
+        },
+        "workbench.models.signature": {
+            "workbench.models.signature.Keys": (
+                "30_models/signature.html#keys",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.Keys._believed": (
+                "30_models/signature.html#keys._believed",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.Keys._secret": (
+                "30_models/signature.html#keys._secret",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.Keys.sign": (
+                "30_models/signature.html#keys.sign",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._hmac": (
+                "30_models/signature.html#_hmac",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._message": (
+                "30_models/signature.html#_message",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._name_of": (
+                "30_models/signature.html#_name_of",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._own_secret": (
+                "30_models/signature.html#_own_secret",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._private": (
+                "30_models/signature.html#_private",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._public": (
+                "30_models/signature.html#_public",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._unsigned": (
+                "30_models/signature.html#_unsigned",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._verify_ed25519": (
+                "30_models/signature.html#_verify_ed25519",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature._warn": (
+                "30_models/signature.html#_warn",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.keys_of": (
+                "30_models/signature.html#keys_of",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.make_key": (
+                "30_models/signature.html#make_key",
+                "workbench/models/signature.py",
+            ),
+            "workbench.models.signature.verify": (
+                "30_models/signature.html#verify",
+                "workbench/models/signature.py",
+            ),
         },
         "workbench.models.smaller": {
             "workbench.models.smaller.Changed": (
@@ -8054,6 +8167,13 @@ d = {
             ),
             "workbench.release.trial.speed": ("60_release/trial.html#speed", "workbench/release/trial.py"),
             "workbench.release.trial.tried": ("60_release/trial.html#tried", "workbench/release/trial.py"),
+        },
+        "workbench.release.trust": {
+            "workbench.release.trust.signed_by": (
+                "60_release/trust.html#signed_by",
+                "workbench/release/trust.py",
+            ),
+            "workbench.release.trust.trust": ("60_release/trust.html#trust", "workbench/release/trust.py"),
         },
         "workbench.serve.app": {
             "workbench.serve.app._as_response": ("50_serve/app.html#_as_response", "workbench/serve/app.py"),

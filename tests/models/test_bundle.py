@@ -21,6 +21,7 @@ from workbench.base.errors import BadInput, Corrupt, NotFound, WorkbenchError
 from workbench.base.store import sha256_bytes
 from workbench.models import bundle as bundles
 from workbench.models.bundle import META, SEAL, WEIGHTS
+from workbench.models.signature import SIGNATURE, keys_of
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def saved(tmp_path: Path) -> bundles.Bundle:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    "What an attacker can do: change bundle.json and seal it again."
+    "What somebody with the store's key can do: change bundle.json, seal and sign it again."
     meta = json.loads((folder / META).read_text())
     changed = change(meta)
     text = (
@@ -37,6 +38,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     )
     (folder / META).write_bytes(text)
     (folder / SEAL).write_text(sha256_bytes(text) + "\n")
+    bundles.sign(folder, sha256_bytes(text), keys_of())
 
 
 def test_what_was_saved_is_loaded(saved: bundles.Bundle) -> None:
@@ -62,6 +64,18 @@ def test_one_wrong_byte_anywhere_is_corrupt(saved: bundles.Bundle, name: str) ->
     for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ (1 << rng.randrange(8))]) + good[place + 1 :])
         with pytest.raises(Corrupt):
+            bundles.load(saved.path)
+    path.write_bytes(good)
+    assert bundles.load(saved.path) == saved
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_one_wrong_bit_of_the_signature_is_refused(saved: bundles.Bundle, bit: int) -> None:
+    path = saved.path / SIGNATURE
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << bit)]) + good[place + 1 :])
+        with pytest.raises((Corrupt, BadInput)):
             bundles.load(saved.path)
     path.write_bytes(good)
     assert bundles.load(saved.path) == saved

@@ -91,6 +91,19 @@ class Settings(BaseSettings):
     approvals_needed: int = Field(0, ge=0, le=10, description="people who must approve a promotion, 0 to 10")
     approval_expires_h: float = Field(72, gt=0, le=8760, description="hours a request stays open, up to 8760")
     user_token: str | None = Field(None, description="your own token: a reference, env:NAME or file:PATH")
+    bundle_key: str | None = Field(
+        None, description="secret that bundles are signed with: a reference, env:NAME or file:PATH"
+    )
+    bundle_private_key: str | None = Field(
+        None,
+        description="ed25519 key in PEM that bundles are signed with: a reference, env:NAME or file:PATH",
+    )
+    bundle_public_keys: str = Field(
+        "", description="ed25519 keys whose bundles count, comma-separated: base64, env:NAME or file:PATH"
+    )
+    unsigned_bundles: Literal["warn", "refuse"] = Field(
+        "warn", description="what becomes of bundles of this store without a signature: warn or refuse"
+    )
     trusted_proxies: str = Field("", description="addresses whose sign-in headers count, comma-separated")
     proxy_user_header: str = Field("X-Forwarded-Email", description="header that names the person")
     snapshot_after_s: float = Field(
@@ -112,12 +125,12 @@ class Settings(BaseSettings):
     edge_cores: int = Field(4, ge=1, description="CPU cores of the edge device, 1 or more")
     edge_memory_mb: float = Field(1024.0, gt=0, description="memory of the edge device, MB")
 
-    @field_validator("serve_token", "user_token")
+    @field_validator("serve_token", "user_token", "bundle_key", "bundle_private_key")
     @classmethod
     def _is_reference(cls, value: str | None) -> str | None:
-        if value is not None and value.partition(":")[0] not in ("env", "file"):
+        if value and value.partition(":")[0] not in ("env", "file"):
             raise ValueError("a secret must be a reference: env:NAME or file:PATH")
-        return value
+        return value or None
 
 
 # %% ../../notebooks/00_base/20_settings.ipynb #project-root

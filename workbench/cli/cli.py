@@ -60,6 +60,7 @@ from workbench.cli import (
     resume,
     schedule,
     traffic,
+    trust,
 )
 from .given import given
 from ..jobs.jobsfile import JOBS_FILE, pipeline_steps
@@ -83,6 +84,7 @@ reproduce.register(app)
 resume.register(app)
 schedule.register(app)
 traffic.register(app)
+trust.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 

@@ -282,17 +282,23 @@ def _settings() -> dict[str, str]:
     "What this process was told about settings; where things are is the other side's affair."
     here = {"STORE", "RAY_ADDRESS", "HOST", "PORT", "TRACK"}
     told = {name.upper() for name in Settings.model_fields} - here | {"PROFILE", "RUN_KEY"}
-    return {
+    found = {
         f"WORKBENCH_{name}": os.environ[f"WORKBENCH_{name}"]
         for name in told
         if f"WORKBENCH_{name}" in os.environ
     }
+    return {**found, **dict.fromkeys(_SIGNING, "")}  # models are signed with the key of the store there
+
+
+_SIGNING = ("WORKBENCH_BUNDLE_KEY", "WORKBENCH_BUNDLE_PRIVATE_KEY", "WORKBENCH_BUNDLE_PUBLIC_KEYS")
 
 
 def _secret_files(values: dict[str, Any]) -> list[Path]:
     "Files that hold a secret: they do not travel."
     found = [value.reference for value in values.values() if isinstance(value, Secret)]
-    found += [value for value in (load_settings().serve_token,) if is_reference(value)]
+    own = load_settings()
+    named = (own.serve_token, own.user_token, own.bundle_key, own.bundle_private_key)
+    found += [value for value in named if is_reference(value)]
     return [project_path(text.partition(":")[2]) for text in found if text.startswith("file:")]
 
 

@@ -1,7 +1,9 @@
 """A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 
-- A folder of three files: `weights.safetensors`, `bundle.json` (model name, config, contract, recipe, metrics, lineage, sha256 of the weights) and `bundle.sha256` (the digest of `bundle.json`). One wrong byte anywhere is `Corrupt`.
+- A folder of four files: `weights.safetensors`, `bundle.json` (model name, config, contract, recipe, metrics, lineage, sha256 of the weights), `bundle.sha256` (the digest of `bundle.json`) and `bundle.sig` (who says so). One wrong byte anywhere is refused.
 - The digest is the bundle's identity. The shelf keeps it too, so a bundle swapped for another whole one is noticed as well.
+- The signature is checked at every load, before anything is parsed: by services, batches, jobs and packs for devices alike, since all of them load here. What another store signed is refused until `workbench trust` takes it in. A process that checked hands its children the digest (`load_pinned`): they need no key.
+- A pack for a device (`edge pack`) is made of a bundle that was checked; the zip has a sha256 and no signature, since a device has no key of ours.
 - No pickle, no code: a bundle names its model, its features and its label in an installed package. An unknown file, a link, another format or version is refused with the reason.
 - `save` builds and scores what it wrote before it is published: a bundle that exists can answer.
 - A bundle keeps a few scores (`probes`). A predictor that does not give them again, because the features or the model's code changed, is not handed out.
@@ -21,7 +23,11 @@ __all__ = [
     "Bundle",
     "plain",
     "save",
+    "sign",
     "load",
+    "load_pinned",
+    "examine",
+    "copy",
 ]
 
 # %% ../../notebooks/30_models/20_bundle.ipynb #ff970ec3
@@ -44,6 +50,7 @@ from ..data.contract import Contract
 from ..data.recipe import Recipe
 from .predictor import Predictor, build, check_object, torch_score
 from .probe import compare_probes, make_probes
+from .signature import SIGNATURE, Keys, keys_of, verify
 
 FORMAT, FORMAT_VERSION = "workbench-bundle", 1
 META, SEAL, WEIGHTS = "bundle.json", "bundle.sha256", "weights.safetensors"
@@ -99,7 +106,7 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         "Bytes of its files."
-        return sum((self.path / name).stat().st_size for name in (META, SEAL, WEIGHTS))
+        return sum((self.path / name).stat().st_size for name in _present(self.path))
 
     def predictor(self) -> Predictor:
         "The model, built and ready; the weights and a few scores are checked again."
@@ -165,6 +172,7 @@ def save(
     recipe: Recipe,  # fitted
     metrics: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
+    keys: Keys | None = None,  # to sign with; those of the profile's store when None
 ) -> Bundle:
     "Write a bundle, whole or not at all, and return it loaded; refuses one that cannot answer."
     from safetensors.numpy import save as to_bytes
@@ -183,20 +191,26 @@ def save(
         "saved_at": round(time.time(), 3),
         "files": {WEIGHTS: {"sha256": sha256_bytes(data), "size": len(data)}},
     }
-    text = _encode(meta)
+    text, keys = _encode(meta), keys or keys_of()
     with atomic_folder(Path(folder)) as part:
         atomic_write(part / WEIGHTS, data)
-        _seal(part, text)
-        made = load(part).predictor()
+        sign(part, _seal(part, text), keys)
+        made = load(part, keys=keys).predictor()
         meta[PROBES] = make_probes(made, contract, recipe, model)
         compare_probes(meta[PROBES], made, contract, recipe, model, f"{model} with {recipe.features}")
-        _seal(part, _encode(meta))
-    return load(folder)
+        sign(part, _seal(part, _encode(meta)), keys)
+    return load(folder, keys=keys)
 
 
-def _seal(folder: Path, text: bytes) -> None:
+def _seal(folder: Path, text: bytes) -> str:
     atomic_write(folder / META, text)
     atomic_write(folder / SEAL, sha256_bytes(text) + "\n")
+    return sha256_bytes(text)
+
+
+def sign(folder: Path, digest: str, keys: Keys) -> None:
+    "Put a signature of `digest` beside a bundle, in place of any other."
+    atomic_write(folder / SIGNATURE, keys.sign(digest))
 
 
 def _encode(meta: dict[str, Any]) -> bytes:
@@ -222,16 +236,18 @@ def _check(path: Path, data: bytes, wanted: dict[str, Any]) -> None:
         raise Corrupt(f"{path} does not match its sha256", "restore the folder from a copy")
 
 
+def _present(folder: Path) -> list[str]:
+    return [name for name in (META, SEAL, WEIGHTS, SIGNATURE) if (folder / name).is_file()]
+
+
 def _files(folder: Path) -> None:
-    "Exactly the three plain files, or the reason why not."
+    "Exactly these plain files, or the reason why not; the signature is asked for by itself."
     if not folder.is_dir():
         raise NotFound(f"no bundle at {folder}", "a bundle is a folder with bundle.json")
     found = {entry.name: entry for entry in os.scandir(folder)}
     for name, entry in sorted(found.items()):
-        if name not in (META, SEAL, WEIGHTS):
-            raise BadInput(
-                f"{folder} holds an unknown file {name!r}", "a bundle is three files of data, no code"
-            )
+        if name not in (META, SEAL, WEIGHTS, SIGNATURE):
+            raise BadInput(f"{folder} holds an unknown file {name!r}", "a bundle is files of data, no code")
         if not entry.is_file(follow_symlinks=False):
             raise BadInput(f"{name} in {folder} is a link or a folder", "a bundle holds its own plain files")
     missing = sorted({META, SEAL, WEIGHTS} - set(found))
@@ -242,10 +258,40 @@ def _files(folder: Path) -> None:
 # %% ../../notebooks/30_models/20_bundle.ipynb #load
 def load(
     folder: Path | str,
-    digest: str = "",  # where it is known: the bundle must be this one
+    digest: str = "",  # where the ledger knows it: the bundle must be this one
+    keys: Keys | None = None,  # whom to believe; those of the profile's store when None
 ) -> Bundle:
-    "A bundle, every byte checked; raises `Corrupt`, `NotFound`, or `BadInput` with the reason."
+    "A bundle, every byte checked, and who signed it; raises `Corrupt`, `NotFound`, or `BadInput` with the reason."
     folder = Path(folder)
+    text, found = _opened(folder, digest)
+    line = _read(folder / SIGNATURE, 1024) if (folder / SIGNATURE).is_file() else None
+    verify(keys or keys_of(), found, line, str(folder), known=bool(digest))
+    return _whole(folder, text, found)
+
+
+def load_pinned(folder: Path | str, digest: str) -> Bundle:
+    "The bundle of a digest that a process with the keys has checked; this one needs none."
+    text, found = _opened(Path(folder), digest)
+    return _whole(Path(folder), text, found)
+
+
+def examine(folder: Path | str) -> Bundle:
+    "A bundle that nobody vouches for, every byte checked: to look at, before somebody trusts it."
+    text, found = _opened(Path(folder))
+    return _whole(Path(folder), text, found)
+
+
+def copy(bundle: Bundle, folder: Path) -> None:
+    "Write a bundle's bytes, checked once more, into an empty folder; who signed it stays behind."
+    text, _ = _opened(bundle.path, bundle.digest)
+    weights = _read(bundle.path / WEIGHTS)
+    _check(bundle.path / WEIGHTS, weights, bundle.meta["files"][WEIGHTS])
+    atomic_write(folder / WEIGHTS, weights)
+    _seal(folder, text)
+
+
+def _opened(folder: Path, digest: str = "") -> tuple[bytes, str]:
+    "The bytes of bundle.json and their sha256, which is the one beside it, and `digest` where that is given."
     _files(folder)
     text = _read(folder / META, META_LIMIT_BYTES)
     found = sha256_bytes(text)
@@ -253,9 +299,13 @@ def load(
         raise Corrupt(f"{folder / META} does not match {SEAL}", "restore the folder from a copy")
     if digest and digest != found:
         raise Corrupt(f"{folder} is not the bundle that was added ({digest[:12]})", "restore it from a copy")
+    return text, found
+
+
+def _whole(folder: Path, text: bytes, digest: str) -> Bundle:
     meta = _decode(text, folder)
     _check(folder / WEIGHTS, _read(folder / WEIGHTS), meta["files"][WEIGHTS])
-    bundle = Bundle(folder, meta, found)
+    bundle = Bundle(folder, meta, digest)
     _ = bundle.contract, bundle.recipe  # parsed now: what cannot be read is refused before it is used
     return bundle
 

@@ -73,8 +73,8 @@ class Trial:
 # %% ../../notebooks/60_release/34_trial.ipynb #memory
 _FRESH = """
 import sys
-from workbench.models.bundle import load
-bundle = load(sys.argv[1])
+from workbench.models.bundle import load_pinned
+bundle = load_pinned(sys.argv[1], sys.argv[2])
 bundle.predictor()(bundle.contract.parse_rows([bundle.contract.example()]))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 """
@@ -84,7 +84,9 @@ def memory_mb(bundle: Bundle) -> float:
     "Resident memory of a process that loads `bundle` and answers one row; NaN where it cannot."
     paths = f"import sys; sys.path[:] = {sys.path!r}\n"
     done = subprocess.run(
-        [sys.executable, "-c", paths + _FRESH, str(bundle.path)], capture_output=True, text=True
+        [sys.executable, "-c", paths + _FRESH, str(bundle.path), bundle.digest],
+        capture_output=True,
+        text=True,
     )
     return int(done.stdout) / 1024 if done.returncode == 0 else float("nan")
 

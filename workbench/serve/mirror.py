@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> None:
     "What the process does: the line's descriptor, then what to load, as JSON."
     nice()
     line, asked = socket.socket(fileno=int(arguments[0])), json.loads(arguments[1])
-    found = bundles.load(Path(asked["path"]), asked["digest"])
+    found = bundles.load_pinned(Path(asked["path"]), asked["digest"])
     bundle = bundles.Bundle(found.path, found.meta, found.digest, asked["name"], asked["version"])
     loaded = Loaded(bundle, Policy())
     contract = bundle.contract

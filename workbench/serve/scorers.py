@@ -66,7 +66,7 @@ class Worker:
         need("pyarrow", extra="data").set_cpu_count(1)
         if not order.folder.is_dir():
             raise NotFound(f"a worker finds no {order.folder}", "put the store where every machine has it")
-        found = bundles.load(order.folder, order.digest)
+        found = bundles.load_pinned(order.folder, order.digest)
         bundle = Bundle(found.path, found.meta, order.digest, order.name, order.version)
         if code_mark(bundle) != order.code:
             what = f"a worker has other code for {bundle.meta['model']} than this process"
