@@ -115,11 +115,11 @@ def test_an_error_that_does_not_pickle_is_found() -> None:
 
 @pytest.mark.parametrize("first", ["wb.Engine", "wb.predict", "__import__('workbench.serve.app')", "None"])
 def test_serve_is_a_verb_whatever_was_used_before(first: str) -> None:
-    program = f"import workbench as wb; {first}; import workbench.serve.app as app, inspect\n"
+    program = f"import workbench as wb; {first}; import workbench.serve.replicas as at, inspect\n"
     program += (
         "shape = lambda f: [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]\n"
     )
-    program += "assert shape(wb.serve) == shape(app.serve), shape(wb.serve)"
+    program += "assert shape(wb.serve) == shape(at.serve), shape(wb.serve)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -43,6 +43,7 @@ Modules:
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
 - `workbench.cli.resume`: `workbench resume RUN`: a job that ended badly goes on at the cell that failed.
 - `workbench.cli.schedule`: The scheduler in a terminal: start, stop, status, list, next, pause, resume, backfill, run, export.
+- `workbench.cli.serve`: `workbench serve flights@champion --on ray --replicas 1:4`: here or on a cluster, until it is told to stop.
 - `workbench.cli.traffic`: `workbench shadow flights 4 --share 0.2`: a version beside the one that answers, while the service runs.
 - `workbench.cli.trust`: `workbench trust FOLDER --as flights -m "from the weather team"`: a model that another store signed, taken in.
 - `workbench.compute.cell`: A whole cell on the cluster: what it reads goes there, what it assigned comes back, what cannot travel is named.
@@ -195,6 +196,7 @@ Modules:
 - `workbench.release.trial`: One smaller version of a model, measured on the file that would ship: how well, for whom, how fast, how large, at what CPU; and all of them in one table.
 - `workbench.release.trust`: A model from elsewhere, or of before signatures, is taken in by a person who says why.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
+- `workbench.serve.autoscale`: How many replicas a service needs: by what callers feel, by what waits, and by what the calendar says.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
 - `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
@@ -205,6 +207,7 @@ Modules:
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
 - `workbench.serve.deploy`: The service as a file for those who have systemd, Compose or Kubernetes: limits, probes and the way to the token are in it, the token is not.
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
+- `workbench.serve.edge`: The door in front of a cluster: token, sizes and the moment of arrival, before Ray's own proxy has queued anything.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
@@ -218,6 +221,8 @@ Modules:
 - `workbench.serve.page`: The service as it is now, on one page: requests, latency, batches, cache, versions.
 - `workbench.serve.policy`: How many rows to score at once, and who has to be told at once that it will be too late: a pure object that learns from batches.
 - `workbench.serve.refusal`: A request that is not answered, in one form: what, why, where, and when to come back.
+- `workbench.serve.replica`: The service in a process of Ray's: what it is told, what it answers, and how many of it there may be.
+- `workbench.serve.replicas`: `wb.serve("flights@champion", on="ray")`: the same engine, several times, on a cluster.
 - `workbench.serve.requestlog`: What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 - `workbench.serve.routing`: Where a question is best asked: by time, by cost, by what may not leave, by how sure the small model is.
 - `workbench.serve.scorers`: Workers of a Ray that score units, stay warm for the next campaign, and may die.
@@ -284,10 +289,11 @@ if TYPE_CHECKING:
     from workbench.release.gates import Gate, default_gates, judge, right_size
     from workbench.release.registry import champion, promote, rollback
     from workbench.release.slim import slim
-    from workbench.serve.app import serve
     from workbench.serve.batch import predict
     from workbench.serve.engine import Engine
     from workbench.train.baseline import baselines, fit_baseline
+    from workbench.serve.replicas import serve
+    from workbench.train.baseline import fit_baseline
     from workbench.train.fit import fit
     from workbench.train.scaling import scale
 
@@ -340,7 +346,7 @@ _HOME = {
     "run": "jobs.onray",
     "runs": "base.records",
     "scale": "train.scaling",
-    "serve": "serve.app",
+    "serve": "serve.replicas",
     "slim": "release.slim",
     "stalls": "data.stalls",
     "track": "base.progress",

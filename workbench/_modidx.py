@@ -576,7 +576,6 @@ d = {
             "workbench.cli.cli.rollback": ("95_cli/cli.html#rollback", "workbench/cli/cli.py"),
             "workbench.cli.cli.run": ("95_cli/cli.html#run", "workbench/cli/cli.py"),
             "workbench.cli.cli.runs": ("95_cli/cli.html#runs", "workbench/cli/cli.py"),
-            "workbench.cli.cli.serve": ("95_cli/cli.html#serve", "workbench/cli/cli.py"),
             "workbench.cli.cli.show": ("95_cli/cli.html#show", "workbench/cli/cli.py"),
         },
         "workbench.cli.client": {
@@ -785,6 +784,10 @@ d = {
             "workbench.cli.schedule.start": ("95_cli/schedule.html#start", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.status": ("95_cli/schedule.html#status", "workbench/cli/schedule.py"),
             "workbench.cli.schedule.stop": ("95_cli/schedule.html#stop", "workbench/cli/schedule.py"),
+        },
+        "workbench.cli.serve": {
+            "workbench.cli.serve.register": ("95_cli/serve.html#register", "workbench/cli/serve.py"),
+            "workbench.cli.serve.serve": ("95_cli/serve.html#serve", "workbench/cli/serve.py"),
         },
         "workbench.cli.traffic": {
             "workbench.cli.traffic._verb": ("95_cli/traffic.html#_verb", "workbench/cli/traffic.py"),
@@ -8589,6 +8592,20 @@ d = {
             "workbench.serve.desk.reply": ("50_serve/desk.html#reply", "workbench/serve/desk.py"),
             "workbench.serve.desk.timing": ("50_serve/desk.html#timing", "workbench/serve/desk.py"),
         },
+        "workbench.serve.edge": {
+            "workbench.serve.edge.Stamp": ("50_serve/edge.html#stamp", "workbench/serve/edge.py"),
+            "workbench.serve.edge.Stamp.__call__": (
+                "50_serve/edge.html#stamp.__call__",
+                "workbench/serve/edge.py",
+            ),
+            "workbench.serve.edge.Stamp.__init__": (
+                "50_serve/edge.html#stamp.__init__",
+                "workbench/serve/edge.py",
+            ),
+            "workbench.serve.edge.doors": ("50_serve/edge.html#doors", "workbench/serve/edge.py"),
+            "workbench.serve.edge.environment": ("50_serve/edge.html#environment", "workbench/serve/edge.py"),
+            "workbench.serve.edge.stamped": ("50_serve/edge.html#stamped", "workbench/serve/edge.py"),
+        },
         "workbench.serve.engine": {
             "workbench.serve.engine.Answered": ("50_serve/engine.html#answered", "workbench/serve/engine.py"),
             "workbench.serve.engine.Engine": ("50_serve/engine.html#engine", "workbench/serve/engine.py"),
@@ -9156,6 +9173,120 @@ d = {
                 "50_serve/refusal.html#come_back",
                 "workbench/serve/refusal.py",
             ),
+        },
+        "workbench.serve.replica": {
+            "workbench.serve.replica.Mounted": (
+                "50_serve/replica.html#mounted",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Mounted.__call__": (
+                "50_serve/replica.html#mounted.__call__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Mounted.__init__": (
+                "50_serve/replica.html#mounted.__init__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Replica": (
+                "50_serve/replica.html#replica",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Replica.__del__": (
+                "50_serve/replica.html#replica.__del__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Replica.__init__": (
+                "50_serve/replica.html#replica.__init__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Replica.__serve_build_asgi_app__": (
+                "50_serve/replica.html#replica.__serve_build_asgi_app__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Replica.record_autoscaling_stats": (
+                "50_serve/replica.html#replica.record_autoscaling_stats",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Scale": ("50_serve/replica.html#scale", "workbench/serve/replica.py"),
+            "workbench.serve.replica.Scale.__post_init__": (
+                "50_serve/replica.html#scale.__post_init__",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Scale.options": (
+                "50_serve/replica.html#scale.options",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Scale.top": (
+                "50_serve/replica.html#scale.top",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.Told": ("50_serve/replica.html#told", "workbench/serve/replica.py"),
+            "workbench.serve.replica._stay_local": (
+                "50_serve/replica.html#_stay_local",
+                "workbench/serve/replica.py",
+            ),
+            "workbench.serve.replica.parse_replicas": (
+                "50_serve/replica.html#parse_replicas",
+                "workbench/serve/replica.py",
+            ),
+        },
+        "workbench.serve.replicas": {
+            "workbench.serve.replicas.Deployed": (
+                "50_serve/replicas.html#deployed",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.Deployed.replicas": (
+                "50_serve/replicas.html#deployed.replicas",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.Deployed.start": (
+                "50_serve/replicas.html#deployed.start",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.Deployed.update": (
+                "50_serve/replicas.html#deployed.update",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.Deployed.where": (
+                "50_serve/replicas.html#deployed.where",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._environment": (
+                "50_serve/replicas.html#_environment",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._free": ("50_serve/replicas.html#_free", "workbench/serve/replicas.py"),
+            "workbench.serve.replicas._name_of": (
+                "50_serve/replicas.html#_name_of",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._quiet": (
+                "50_serve/replicas.html#_quiet",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._serve_on_ray": (
+                "50_serve/replicas.html#_serve_on_ray",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._serving": (
+                "50_serve/replicas.html#_serving",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._take_down": (
+                "50_serve/replicas.html#_take_down",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas._told": ("50_serve/replicas.html#_told", "workbench/serve/replicas.py"),
+            "workbench.serve.replicas._wait": ("50_serve/replicas.html#_wait", "workbench/serve/replicas.py"),
+            "workbench.serve.replicas._where": (
+                "50_serve/replicas.html#_where",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.deployed": (
+                "50_serve/replicas.html#deployed",
+                "workbench/serve/replicas.py",
+            ),
+            "workbench.serve.replicas.serve": ("50_serve/replicas.html#serve", "workbench/serve/replicas.py"),
         },
         "workbench.serve.requestlog": {
             "workbench.serve.requestlog.Entry": (

@@ -18,7 +18,6 @@ __all__ = [
     "show",
     "check",
     "predict",
-    "serve",
     "models",
     "promote",
     "rollback",
@@ -59,6 +58,7 @@ from workbench.cli import (
     reproduce,
     resume,
     schedule,
+    serve,
     traffic,
     trust,
 )
@@ -83,6 +83,7 @@ quarantine.register(app)
 reproduce.register(app)
 resume.register(app)
 schedule.register(app)
+serve.register(app)
 traffic.register(app)
 trust.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -261,21 +262,6 @@ def predict(
 
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #model-verbs
-@app.command()
-def serve(
-    model: str,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; default from settings.ini.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port; default from settings.ini.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    "Serve a model over HTTP until SIGTERM or Ctrl-C."
-    from workbench.serve import app as service
-
-    _emit(service.serve(model, host=host, port=port), as_json)
-
-
 @app.command()
 def models(
     name: Annotated[str, typer.Argument(help="One model; all when not given.")] = "", as_json: Json = False

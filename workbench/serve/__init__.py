@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workbench.base.ledger import Ledger
     from workbench.base.records import Run
+    from workbench.serve.replica import Scale
 
 
 class _Verb(ModuleType):
@@ -18,17 +19,21 @@ class _Verb(ModuleType):
 
     def __call__(
         self,
-        ref: str,  # "flights@champion", "flights/3" or a folder
-        *,
+        ref: str,  # "flights@champion", "flights/3" or, here, a folder
+        *more: str,  # on Ray: further models, each under its name
+        on: str = "here",  # "here": in this process; "ray": on the profile's cluster
+        replicas: int | tuple[int, int] = 1,
+        scale: "Scale | None" = None,
         host: str | None = None,
         port: int | None = None,
         hosts: frozenset[str] = frozenset(),
         ledger: "Ledger | None" = None,
     ) -> "Run":
         "Serve until SIGTERM or Ctrl-C; host and port are the profile's when not given."
-        from workbench.serve.app import serve
+        from workbench.serve.replicas import serve
 
-        return serve(ref, host=host, port=port, hosts=hosts, ledger=ledger)
+        how = {"on": on, "replicas": replicas, "scale": scale, "hosts": hosts, "ledger": ledger}
+        return serve(ref, *more, host=host, port=port, **how)
 
 
 sys.modules[__name__].__class__ = _Verb

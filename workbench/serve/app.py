@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def create_app(
     engine: Engine,
     *,
-    token: str,
+    token: str | Clients,  # one that may do everything, or everybody who may come in
     clients: Mapping[str, Client] | None = None,  # by the SHA-256 of their token, beside the token's owner
     log: RequestLog | None = None,
     outcomes: RequestLog | None = None,  # where feedback is kept; without, it is refused
@@ -62,7 +62,6 @@ def create_app(
     hosts: frozenset[str] | None = LOOPBACK_HOSTS,  # Host names answered to; None: any
 ) -> "fastapi.FastAPI":
     "The ASGI app around an engine, which it runs; `app.state.meters` are its metrics."
-    check_strength(token)
     limits = Limits(body_bytes=max_body_bytes, rows=max_rows)
     meters = Meters([engine], [log] if log else [])
     app = _service()(
@@ -75,7 +74,9 @@ def create_app(
     )
     app.state.meters = meters
     hot = Hot(app.pages, routes=_routes(Desk(engine, limits, log, traffic, outcomes)))
-    everybody = Clients.of(token, clients)
+    if isinstance(token, str):
+        check_strength(token)
+    everybody = Clients.of(token, clients) if isinstance(token, str) else token
     app.front = Guard(hot, token=everybody, limits=limits, hosts=hosts, observe=meters.observe)
     app.add_exception_handler(need("starlette.exceptions", extra="serve").HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _page_failed)
