@@ -8602,6 +8602,7 @@ d = {
                 "50_serve/edge.html#stamp.__init__",
                 "workbench/serve/edge.py",
             ),
+            "workbench.serve.edge._door": ("50_serve/edge.html#_door", "workbench/serve/edge.py"),
             "workbench.serve.edge.doors": ("50_serve/edge.html#doors", "workbench/serve/edge.py"),
             "workbench.serve.edge.environment": ("50_serve/edge.html#environment", "workbench/serve/edge.py"),
             "workbench.serve.edge.stamped": ("50_serve/edge.html#stamped", "workbench/serve/edge.py"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> TestClient:
         monkeypatch.setenv(name, value)
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:
+        pickle.dumps(scope)  # as Ray does
         told = [value.decode() for name, value in scope["headers"] if name == edge.STAMP]
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})

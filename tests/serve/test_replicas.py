@@ -20,7 +20,12 @@ from workbench.serve.engine import Engine
 from workbench.serve.replica import Scale
 from workbench.serve.replicas import Deployed, deployed
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Clients:
@@ -39,7 +44,10 @@ class Clients:
             for _ in range(2):
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
                 try:
-                    statuses.append(send(connection, "/predict", row)[0])
+                    patient = {
+                        "x-deadline-ms": "9000"
+                    }  # what is asked here is not how fast a busy machine is
+                    statuses.append(send(connection, "/predict", row, **patient)[0])
                 except OSError:
                     statuses.append(0)
                 finally:
@@ -48,7 +56,7 @@ class Clients:
                     break
                 time.sleep(0.2)  # what Retry-After would say, in less
             self.found["answered" if statuses[-1] == 200 else f"failed {statuses}"] += 1
-            self.found["again"] += len(statuses) - 1
+            self.found.update(f"again after {status}" for status in statuses[:-1])
 
     def __enter__(self) -> "Clients":
         [thread.start() for thread in self.threads]
@@ -88,7 +96,7 @@ def test_a_service_of_replicas(service: Deployed, ledger: Ledger) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     rows = [{**GOOD, "distance": float(i)} for i in range(200)]
     status, found = send(connection, "/predict", {"rows": rows})
-    assert status == 200
+    assert status == 200, found
     assert [one["prediction"] for one in found["predictions"]] == Engine("flights/1", ledger).scores(rows)
     assert send(connection, "/predict", {"row": GOOD}, authorization="Bearer wrong")[0] == 401
     late = {"x-deadline-ms": "200", "x-request-start": f"t={time.time() - 2:.3f}"}
@@ -97,14 +105,13 @@ def test_a_service_of_replicas(service: Deployed, ledger: Ledger) -> None:
     assert bad[0] == 422 and bad[1]["detail"][0]["loc"] == ["body", "row", "seats"]
     with Clients(port) as clients:
         service.update("flights/2")
-    assert clients.found["answered"] > 50 and set(clients.found) == {"answered", "again"}, clients.found
-    assert clients.found["again"] == 0, "an update costs nobody even a retry"
+    assert clients.found["answered"] > 50 and set(clients.found) == {"answered"}, clients.found
     assert send(connection, "/predict", {"row": GOOD})[1]["version"] == 2
     with Clients(port) as clients:
         time.sleep(0.5)
         os.kill(processes("ray::ServeReplica:flights")[0], signal.SIGKILL)
         time.sleep(4)
-    assert clients.found["answered"] > 50 and set(clients.found) == {"answered", "again"}, clients.found
+    assert clients.found["answered"] > 50 and not [name for name in clients.found if "failed" in name]
     listening = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
     open_to_all = [line for line in listening.splitlines() if "ray::" in line and "127.0.0.1" not in line]
     assert not open_to_all

@@ -43,7 +43,7 @@ def stamped(headers: list[tuple[bytes, bytes]], now_s: float) -> list[tuple[byte
 
 
 class Stamp:
-    "The ASGI layer that writes it."
+    "The ASGI layer that writes it; what the guard keeps of a request stays here, because Ray pickles the rest."
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -51,6 +51,7 @@ class Stamp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         "Stamp, and pass on."
         if scope["type"] == "http":
+            scope = {name: value for name, value in scope.items() if name != "exchange"}
             scope["headers"] = stamped(scope["headers"], time.time())
         await self.app(scope, receive, send)
 
@@ -78,4 +79,9 @@ def doors() -> list[Any]:
         raise BadSetting(
             f"{DOORS} cannot be read: {error!r}", "start the cluster with workbench serve"
         ) from None
-    return [middleware(Guard, token=clients, limits=limits, hosts=hosts), middleware(Stamp)]
+    return [middleware(_door, clients=clients, limits=limits, hosts=hosts)]
+
+
+def _door(app: App, clients: Clients, limits: Limits, hosts: frozenset[str] | None) -> App:
+    "One layer, because Ray puts the last of several outermost."
+    return Guard(Stamp(app), token=clients, limits=limits, hosts=hosts)
