@@ -291,9 +291,8 @@ if TYPE_CHECKING:
     from workbench.release.slim import slim
     from workbench.serve.batch import predict
     from workbench.serve.engine import Engine
-    from workbench.train.baseline import baselines, fit_baseline
     from workbench.serve.replicas import serve
-    from workbench.train.baseline import fit_baseline
+    from workbench.train.baseline import baselines, fit_baseline
     from workbench.train.fit import fit
     from workbench.train.scaling import scale
 
