@@ -6836,6 +6836,10 @@ d = {
                 "30_models/bundle.html#bundle._repr_html_",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle._streamed": (
+                "30_models/bundle.html#bundle._streamed",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.Bundle.contract": (
                 "30_models/bundle.html#bundle.contract",
                 "workbench/models/bundle.py",
@@ -6868,7 +6872,15 @@ d = {
                 "30_models/bundle.html#bundle.size_bytes",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle.within": (
+                "30_models/bundle.html#bundle.within",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle._check": ("30_models/bundle.html#_check", "workbench/models/bundle.py"),
+            "workbench.models.bundle._check_file": (
+                "30_models/bundle.html#_check_file",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle._decode": (
                 "30_models/bundle.html#_decode",
                 "workbench/models/bundle.py",

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import toy
 from safetensors.torch import save_file
 from torch import nn
 
-from workbench.base.errors import BadInput
+import workbench
+from workbench.base.errors import BadInput, Corrupt
+from workbench.base.records import Ledger
 from workbench.models.shards import SINGLE
+from workbench.models.shelf import Shelf
 from workbench.models.stream import layers, lazy, stream_of, unfilled
 from workbench.words.gpt import Gpt
 
@@ -171,6 +176,28 @@ def test_a_memory_in_which_no_two_layers_fit_is_refused(tmp_path: Path, memory: 
     saved(tmp_path, gpt())
     with pytest.raises(BadInput, match="memory"):
         lazy(gpt, tmp_path, memory)
+
+
+def test_a_bundle_gives_the_same_scores_in_little_memory(ledger: Ledger) -> None:
+    model = Shelf(ledger).add("delays", **toy.net_parts())
+    columns, loaded = toy.columns(50), workbench.load("delays/1", ledger, max_memory="100kB")
+    assert loaded.digest == model.digest
+    assert np.array_equal(loaded.predictor()(columns), model.predictor()(columns))
+    with pytest.raises(BadInput, match="two layers"):
+        workbench.load("delays/1", ledger, max_memory="1kB").predictor()
+    weights = model.path / "weights.safetensors"
+    weights.write_bytes(bytes(reversed(weights.read_bytes())))
+    with pytest.raises(Corrupt, match="sha256"):
+        loaded.predictor()
+
+
+def test_of_a_bundle_that_is_no_net_nothing_is_streamed(ledger: Ledger) -> None:
+    Shelf(ledger).add("delays", **toy.linear_parts())
+    assert workbench.load("delays/1", ledger, max_memory="1MB").predictor()(toy.columns(5)).shape == (5,)
+    with pytest.raises(BadInput, match="only nets of PyTorch"):
+        workbench.load("delays/1", ledger, max_memory=10)
+    with pytest.raises(BadInput, match="write 500MB or 4GB"):
+        workbench.load("delays/1", ledger, max_memory="much")
 
 
 def test_building_takes_no_memory() -> None:

@@ -31,12 +31,13 @@ __all__ = [
 ]
 
 # %% ../../notebooks/30_models/20_bundle.ipynb #ff970ec3
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,7 @@ import numpy as np
 from ..base import html
 from ..base.errors import BadInput, Corrupt, NotFound
 from ..base.store import atomic_folder, atomic_write, sha256_bytes
+from ..compute.remote import megabytes
 from ..data.contract import Contract
 from ..data.recipe import Recipe
 from .predictor import Predictor, build, check_object, torch_score
@@ -72,6 +74,7 @@ class Bundle:
     digest: str  # sha256 of bundle.json, which holds the sha256 of the weights
     name: str = ""  # where it stands on the shelf
     version: int = 0
+    max_memory: str | float = ""  # for its weights, "2GB": a net larger than that is read layer by layer
 
     @property
     def ref(self) -> str:
@@ -108,6 +111,16 @@ class Bundle:
         "Bytes of its files."
         return sum((self.path / name).stat().st_size for name in _present(self.path))
 
+    def within(self, max_memory: str | float) -> "Bundle":
+        "The same with so much memory for its weights: a net is then read layer by layer; `BadInput` for what is none."
+        size_mb = self.meta["files"][WEIGHTS]["size"] / 1e6
+        if self.framework != "torch" and size_mb > megabytes(max_memory):
+            what = (
+                f"{self.ref} ({self.framework}) has {size_mb:.4g} MB of weights, max_memory is {max_memory!r}"
+            )
+            raise BadInput(what, "only nets of PyTorch are read layer by layer: leave max_memory out")
+        return replace(self, max_memory=max_memory)
+
     def predictor(self) -> Predictor:
         "The model, built and ready; the weights and a few scores are checked again."
         made = self._built()
@@ -119,10 +132,20 @@ class Bundle:
     def _built(self) -> Predictor:
         for path in (self.recipe.features, self.recipe.label):
             check_object(path, "function")
-        weights = _read(self.path / WEIGHTS)
-        _check(self.path / WEIGHTS, weights, self.meta["files"][WEIGHTS])
-        model = build(self.meta["model"], self.framework, self.meta["config"], weights)
+        how = (self.meta["model"], self.framework, self.meta["config"])
+        if self.max_memory != "" and self.framework == "torch":
+            _check_file(self.path, self.meta)
+            model = build(*how, fill=self._streamed)
+        else:
+            weights = _read(self.path / WEIGHTS)
+            _check(self.path / WEIGHTS, weights, self.meta["files"][WEIGHTS])
+            model = build(*how, weights)
         return Predictor(self.recipe, torch_score(model) if self.framework == "torch" else model)
+
+    def _streamed(self, make: Callable[[], Any]) -> Any:
+        from workbench.models.stream import lazy
+
+        return lazy(make, self.path / WEIGHTS, self.max_memory)
 
     def __str__(self) -> str:
         return f"Bundle {self.ref}: {self.meta['model']} ({self.framework}, {self.size_bytes / 1e6:.2f} MB)"
@@ -236,6 +259,13 @@ def _check(path: Path, data: bytes, wanted: dict[str, Any]) -> None:
         raise Corrupt(f"{path} does not match its sha256", "restore the folder from a copy")
 
 
+def _check_file(folder: Path, meta: dict[str, Any]) -> None:
+    "The weights' bytes, without all of them in memory."
+    with open(os.open(folder / WEIGHTS, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != meta["files"][WEIGHTS]["sha256"]:
+            raise Corrupt(f"{folder / WEIGHTS} does not match its sha256", "restore the folder from a copy")
+
+
 def _present(folder: Path) -> list[str]:
     return [name for name in (META, SEAL, WEIGHTS, SIGNATURE) if (folder / name).is_file()]
 
@@ -304,7 +334,7 @@ def _opened(folder: Path, digest: str = "") -> tuple[bytes, str]:
 
 def _whole(folder: Path, text: bytes, digest: str) -> Bundle:
     meta = _decode(text, folder)
-    _check(folder / WEIGHTS, _read(folder / WEIGHTS), meta["files"][WEIGHTS])
+    _check_file(folder, meta)
     bundle = Bundle(folder, meta, digest)
     _ = bundle.contract, bundle.recipe  # parsed now: what cannot be read is refused before it is used
     return bundle

@@ -82,8 +82,15 @@ def check_object(
 
 
 # %% ../../notebooks/30_models/15_predictor.ipynb #build
-def build(model: str, framework: str, config: dict[str, Any], weights: bytes) -> Any:
-    "The model named by its import path, with its `weights` (safetensors), ready to score."
+def build(
+    model: str,  # "module:Class"
+    framework: str,
+    config: dict[str, Any],
+    weights: bytes = b"",  # safetensors
+    fill: Callable[[Callable[[], Any]], Any]
+    | None = None,  # another way to build and fill it, instead of weights
+) -> Any:
+    "The model named by its import path, with its weights, ready to score."
     check_object(model, "class")
     kind = load_object(model)
     torch = need("torch", "torch") if framework == "torch" else None
@@ -92,6 +99,8 @@ def build(model: str, framework: str, config: dict[str, Any], weights: bytes) ->
         wanted = "torch.nn.Module" if torch else "numpy model (it has no load_weights)"
         raise BadInput(f"{model!r} is not a {wanted}", "a bundle names the class that was trained")
     try:
+        if fill:
+            return fill(lambda: kind(**config))
         made = kind(**config)
         return _fill_torch(made, weights) if torch else _fill_numpy(made, weights)
     except BadInput:

@@ -324,13 +324,16 @@ def _change(
 def load(
     ref: str | Path,  # "flights@champion", "flights/3", "flights" or a folder
     ledger: Ledger | None = None,
+    max_memory: str | float = "",  # for its weights, "2GB": a larger net is read layer by layer
 ) -> Bundle:
     "The bundle `ref` means, every byte checked; `NotFound` says what there is."
     expected("model", ref, (str, Path), "use 'name@alias', 'name/version' or a folder")
     if isinstance(ref, Path) or ref.startswith((".", "/", "~")):
-        return bundles.load(Path(ref).expanduser(), keys=keys_of(ledger.store.root if ledger else None))
-    shelf = Shelf(ledger)
-    return shelf.load(*shelf.resolve(ref))
+        found = bundles.load(Path(ref).expanduser(), keys=keys_of(ledger.store.root if ledger else None))
+    else:
+        shelf = Shelf(ledger)
+        found = shelf.load(*shelf.resolve(ref))
+    return found if max_memory == "" else found.within(max_memory)
 
 
 def as_bundle(ref: str | Path | Bundle, ledger: Ledger | None = None) -> Bundle:
