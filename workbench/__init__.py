@@ -179,6 +179,7 @@ Modules:
 - `workbench.models.onnxmodel`: A graph as a bundle's model: its bytes are the weights, and numbers of eight or four bits stand where float32 stood.
 - `workbench.models.predictor`: One row, a thousand rows, another process: the same bits.
 - `workbench.models.probe`: A bundle remembers a few answers, so code that changed under it is noticed before it answers anybody.
+- `workbench.models.reshard`: A checkpoint in other files, or cut for other machines, piece by piece: the whole model is never in memory.
 - `workbench.models.runner`: A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
 - `workbench.models.shards`: A checkpoint larger than memory is opened in milliseconds, checked to the last byte of its headers, and read only where it is used.
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.

@@ -7303,6 +7303,76 @@ d = {
                 "workbench/models/probe.py",
             ),
         },
+        "workbench.models.reshard": {
+            "workbench.models.reshard.Source": (
+                "30_models/reshard.html#source",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.Source.chunks": (
+                "30_models/reshard.html#source.chunks",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.Source.size": (
+                "30_models/reshard.html#source.size",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard._cut_of": (
+                "30_models/reshard.html#_cut_of",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard._files": (
+                "30_models/reshard.html#_files",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard._natural": (
+                "30_models/reshard.html#_natural",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard._rows_of": (
+                "30_models/reshard.html#_rows_of",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard._ways": ("30_models/reshard.html#_ways", "workbench/models/reshard.py"),
+            "workbench.models.reshard._write_file": (
+                "30_models/reshard.html#_write_file",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.balanced": (
+                "30_models/reshard.html#balanced",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.cut": ("30_models/reshard.html#cut", "workbench/models/reshard.py"),
+            "workbench.models.reshard.cut_fused": (
+                "30_models/reshard.html#cut_fused",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.join": ("30_models/reshard.html#join", "workbench/models/reshard.py"),
+            "workbench.models.reshard.join_fused": (
+                "30_models/reshard.html#join_fused",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.of_shards": (
+                "30_models/reshard.html#of_shards",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.of_tensors": (
+                "30_models/reshard.html#of_tensors",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.reshard": (
+                "30_models/reshard.html#reshard",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.sources_of": (
+                "30_models/reshard.html#sources_of",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.stage_labels": (
+                "30_models/reshard.html#stage_labels",
+                "workbench/models/reshard.py",
+            ),
+            "workbench.models.reshard.write": ("30_models/reshard.html#write", "workbench/models/reshard.py"),
+        },
         "workbench.models.runner": {
             "workbench.models.runner.Refused": (
                 "30_models/runner.html#refused",
@@ -7364,6 +7434,10 @@ d = {
                 "30_models/shards.html#shards.fetch",
                 "workbench/models/shards.py",
             ),
+            "workbench.models.shards.Shards.read": (
+                "30_models/shards.html#shards.read",
+                "workbench/models/shards.py",
+            ),
             "workbench.models.shards.Shards.release": (
                 "30_models/shards.html#shards.release",
                 "workbench/models/shards.py",
@@ -7411,6 +7485,10 @@ d = {
             ),
             "workbench.models.shards.read_header": (
                 "30_models/shards.html#read_header",
+                "workbench/models/shards.py",
+            ),
+            "workbench.models.shards.read_index": (
+                "30_models/shards.html#read_index",
                 "workbench/models/shards.py",
             ),
             "workbench.models.shards.weight_files": (

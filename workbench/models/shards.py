@@ -17,6 +17,7 @@ __all__ = [
     "TYPES",
     "Entry",
     "read_header",
+    "read_index",
     "weight_map",
     "weight_files",
     "Shards",
@@ -144,12 +145,18 @@ def _bytes_of(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    "The index of a folder; empty where there is none."
+    path = folder / INDEX
+    return _object(_bytes_of(path, INDEX_LIMIT_BYTES), path, "index") if path.is_file() else {}
+
+
 def weight_map(folder: Path) -> dict[str, str]:
     "File by tensor, as the index says; empty where there is none."
-    path = folder / INDEX
+    path, index = folder / INDEX, read_index(folder)
     if not path.is_file():
         return {}
-    listed = _object(_bytes_of(path, INDEX_LIMIT_BYTES), path, "index").get("weight_map")
+    listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise BadInput(f"{path} has no weight_map", "an index lists the file of each tensor")
     for name in listed.values():
@@ -234,6 +241,14 @@ class Shards:
         width, kind = TYPES[entry.dtype]
         found = found.clone() if entry.start % width else found
         return found.view(getattr(torch, kind)).view(entry.shape)
+
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        "A copy of some rows as `array` gives them, after which the memory of the map is given back."
+        entry, whole = self.entries[name], self.array(name)
+        found = whole.reshape(entry.shape or (1,))[first:last].copy()
+        width = entry.size // max(1, (entry.shape or (1,))[0])
+        _release(self._maps[entry.file], entry.start + first * width, entry.start + last * width)
+        return found
 
     def fetch(self, names: Iterable[str]) -> None:
         "Read what is not in memory, and return when it is there."
