@@ -12,6 +12,7 @@ One *run record* ties the four together: who ran what code, on which data, in wh
 Modules:
 
 - `workbench.base.audit`: Who decided what, and nobody changes it afterwards unnoticed.
+- `workbench.base.bill`: What all of it has cost: by kind and name of run, by model, per 1,000 predictions.
 - `workbench.base.errors`: One tree; every message says what happened, the value, and what to do.
 - `workbench.base.events`: One line an event, with the run it belongs to.
 - `workbench.base.html`: What every noun looks like in a notebook, escaped.
@@ -267,6 +268,7 @@ if TYPE_CHECKING:
     from workbench.base.settings import project_path
     from workbench.compute.plan import plan
     from workbench.compute.remote import attach, map, remote
+    from workbench.base.bill import cost
     from workbench.compute.session import cluster
     from workbench.data.contract import Column, Contract, Rule
     from workbench.data import quarantine
@@ -324,6 +326,7 @@ _HOME = {
     "calibrate": "data.limits",
     "champion": "release.registry",
     "cluster": "compute.session",
+    "cost": "base.bill",
     "default_gates": "release.gates",
     "drift": "data.drift",
     "fit": "train.fit",

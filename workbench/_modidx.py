@@ -42,6 +42,26 @@ d = {
             "workbench.base.audit.publish": ("00_base/audit.html#publish", "workbench/base/audit.py"),
             "workbench.base.audit.verify": ("00_base/audit.html#verify", "workbench/base/audit.py"),
         },
+        "workbench.base.bill": {
+            "workbench.base.bill.Bill": ("00_base/bill.html#bill", "workbench/base/bill.py"),
+            "workbench.base.bill.Bill.__str__": ("00_base/bill.html#bill.__str__", "workbench/base/bill.py"),
+            "workbench.base.bill.Bill._repr_html_": (
+                "00_base/bill.html#bill._repr_html_",
+                "workbench/base/bill.py",
+            ),
+            "workbench.base.bill.Bill.model": ("00_base/bill.html#bill.model", "workbench/base/bill.py"),
+            "workbench.base.bill.Bill.models": ("00_base/bill.html#bill.models", "workbench/base/bill.py"),
+            "workbench.base.bill.Bill.to_json": ("00_base/bill.html#bill.to_json", "workbench/base/bill.py"),
+            "workbench.base.bill.Line": ("00_base/bill.html#line", "workbench/base/bill.py"),
+            "workbench.base.bill.Line.facts": ("00_base/bill.html#line.facts", "workbench/base/bill.py"),
+            "workbench.base.bill.Line.usd_per_1000": (
+                "00_base/bill.html#line.usd_per_1000",
+                "workbench/base/bill.py",
+            ),
+            "workbench.base.bill._model": ("00_base/bill.html#_model", "workbench/base/bill.py"),
+            "workbench.base.bill._seconds": ("00_base/bill.html#_seconds", "workbench/base/bill.py"),
+            "workbench.base.bill.cost": ("00_base/bill.html#cost", "workbench/base/bill.py"),
+        },
         "workbench.base.errors": {
             "workbench.base.errors.BadFeed": ("00_base/errors.html#badfeed", "workbench/base/errors.py"),
             "workbench.base.errors.BadInput": ("00_base/errors.html#badinput", "workbench/base/errors.py"),
@@ -604,6 +624,10 @@ d = {
             "workbench.cli.cluster.register": ("95_cli/cluster.html#register", "workbench/cli/cluster.py"),
             "workbench.cli.cluster.status": ("95_cli/cluster.html#status", "workbench/cli/cluster.py"),
             "workbench.cli.cluster.up": ("95_cli/cluster.html#up", "workbench/cli/cluster.py"),
+        },
+        "workbench.cli.cost": {
+            "workbench.cli.cost.cost": ("95_cli/cost.html#cost", "workbench/cli/cost.py"),
+            "workbench.cli.cost.register": ("95_cli/cost.html#register", "workbench/cli/cost.py"),
         },
         "workbench.cli.debug": {
             "workbench.cli.debug._end": ("95_cli/debug.html#_end", "workbench/cli/debug.py"),

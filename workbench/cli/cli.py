@@ -47,6 +47,7 @@ from ..base.settings import project_path
 from workbench.cli import (
     approvals,
     cluster,
+    cost,
     debug,
     deploy,
     edge,
@@ -72,6 +73,7 @@ app = typer.Typer(
 )
 approvals.register(app)
 cluster.register(app)
+cost.register(app)
 kernels.register(app)
 debug.register(app)
 deploy.register(app)
