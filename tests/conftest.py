@@ -12,6 +12,20 @@ from books import Write, write_book
 from workbench.base.records import Ledger
 from workbench.base.store import Store
 
+# Each takes a core for half a minute or more: they start first, so that none runs alone at the end.
+LONG = (
+    "flights/test_demo.py", "cli/test_cli.py", "jobs/test_reproduce.py", "jobs/test_entry_points.py",
+    "jobs/test_pipeline.py", "jobs/test_resume_jobs.py", "e2e/", "jobs/test_kernels.py", "faults/", "words/",
+    "models/test_shelf.py", "jobs/", "release/", "train/test_exact_resume.py", "models/", "serve/",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, part in enumerate(LONG) if f"tests/{part}" in item.path.as_posix()), len(LONG))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
