@@ -238,7 +238,9 @@ Modules:
 - `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.
 - `workbench.train.crew`: Workers that stay warm: the first training waits for them, the next one does not.
 - `workbench.train.deck`: Rows in memory, dealt like those of a feed: shuffled by a seed, shared among ranks, with a position that a checkpoint keeps.
+- `workbench.train.field`: Trials at work on a cluster: each says how it goes, hears whether to go on, and ends when it is told to.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
+- `workbench.train.found`: What a search came to: the best, what mattered, and what quality costs in time and money.
 - `workbench.train.group`: One attempt of a training: ranks that begin together and end together, watched all the while.
 - `workbench.train.guard`: A training that has gone wrong says so at the step where it did, and keeps the last state that was right.
 - `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
@@ -248,9 +250,13 @@ Modules:
 - `workbench.train.rows`: Two feeds become four arrays, once, the same for a baseline and a net.
 - `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
 - `workbench.train.scaling`: Your own training loop: here under the debugger, on many workers, through kills and restarts, without another line in it.
+- `workbench.train.search`: The best parameters within a budget: every trial recorded, poor ones ended early, and a killed search goes on where it was.
 - `workbench.train.shard`: A model larger than one device: built without memory, cut over the ranks, filled block by block.
+- `workbench.train.space`: What a search may choose from, in three plain forms, and what is wrong with a fourth.
 - `workbench.train.speed`: Ways to train faster that have to prove themselves: precision, schedules, compilation.
 - `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else.
+- `workbench.train.study`: A search on disk: a driver may be killed at any moment, and every trial that had ended is still there.
+- `workbench.train.trial`: What an objective is given, what it may answer, and how it hears that it is not worth going on.
 - `workbench.train.work`: What your own loop gets to be distributed and resumable: `prepare`, `batches`, `report`, `checkpoint`.
 - `workbench.words.gpt`: One page of PyTorch that is a decoder transformer, and what the paper says of it against what it really takes.
 - `workbench.words.text`: The docstrings of the Python that runs: 1.7 million bytes of real English and code, on every machine, without a download."""
@@ -298,6 +304,7 @@ if TYPE_CHECKING:
     from workbench.train.baseline import baselines, fit_baseline
     from workbench.train.fit import fit
     from workbench.train.scaling import scale
+    from workbench.train.search import search
 
 # Where each public name lives; it is imported on first use, so that `import workbench` costs nothing heavy.
 _HOME = {
@@ -349,6 +356,7 @@ _HOME = {
     "run": "jobs.onray",
     "runs": "base.records",
     "scale": "train.scaling",
+    "search": "train.search",
     "serve": "serve.replicas",
     "slim": "release.slim",
     "stalls": "data.stalls",

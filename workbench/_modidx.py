@@ -10107,6 +10107,63 @@ d = {
             "workbench.train.deck.Deck.resume": ("40_train/deck.html#deck.resume", "workbench/train/deck.py"),
             "workbench.train.deck.Deck.state": ("40_train/deck.html#deck.state", "workbench/train/deck.py"),
         },
+        "workbench.train.field": {
+            "workbench.train.field.Desk": ("40_train/field.html#desk", "workbench/train/field.py"),
+            "workbench.train.field.Desk.__init__": (
+                "40_train/field.html#desk.__init__",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Desk.answer": (
+                "40_train/field.html#desk.answer",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Desk.report": (
+                "40_train/field.html#desk.report",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Desk.say": ("40_train/field.html#desk.say", "workbench/train/field.py"),
+            "workbench.train.field.Desk.take": ("40_train/field.html#desk.take", "workbench/train/field.py"),
+            "workbench.train.field.Field": ("40_train/field.html#field", "workbench/train/field.py"),
+            "workbench.train.field.Field.__enter__": (
+                "40_train/field.html#field.__enter__",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.__exit__": (
+                "40_train/field.html#field.__exit__",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.__init__": (
+                "40_train/field.html#field.__init__",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field._end": (
+                "40_train/field.html#field._end",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.answer": (
+                "40_train/field.html#field.answer",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.begin": (
+                "40_train/field.html#field.begin",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.news": (
+                "40_train/field.html#field.news",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.stop": (
+                "40_train/field.html#field.stop",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field.Field.stop_tasks": (
+                "40_train/field.html#field.stop_tasks",
+                "workbench/train/field.py",
+            ),
+            "workbench.train.field._run": ("40_train/field.html#_run", "workbench/train/field.py"),
+            "workbench.train.field._task": ("40_train/field.html#_task", "workbench/train/field.py"),
+            "workbench.train.field._there": ("40_train/field.html#_there", "workbench/train/field.py"),
+        },
         "workbench.train.fit": {
             "workbench.train.fit._config": ("40_train/fit.html#_config", "workbench/train/fit.py"),
             "workbench.train.fit._device": ("40_train/fit.html#_device", "workbench/train/fit.py"),
@@ -10120,6 +10177,43 @@ d = {
             "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
             "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
+        },
+        "workbench.train.found": {
+            "workbench.train.found.Search": ("40_train/found.html#search", "workbench/train/found.py"),
+            "workbench.train.found.Search.__str__": (
+                "40_train/found.html#search.__str__",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search._repr_html_": (
+                "40_train/found.html#search._repr_html_",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.best": (
+                "40_train/found.html#search.best",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.best_run": (
+                "40_train/found.html#search.best_run",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.complete": (
+                "40_train/found.html#search.complete",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.numbers": (
+                "40_train/found.html#search.numbers",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.pareto": (
+                "40_train/found.html#search.pareto",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found.Search.plot": (
+                "40_train/found.html#search.plot",
+                "workbench/train/found.py",
+            ),
+            "workbench.train.found._drawn": ("40_train/found.html#_drawn", "workbench/train/found.py"),
+            "workbench.train.found.front": ("40_train/found.html#front", "workbench/train/found.py"),
         },
         "workbench.train.group": {
             "workbench.train.group.Ending": ("40_train/group.html#ending", "workbench/train/group.py"),
@@ -10424,6 +10518,65 @@ d = {
             ),
             "workbench.train.scaling.scale": ("40_train/scaling.html#scale", "workbench/train/scaling.py"),
         },
+        "workbench.train.search": {
+            "workbench.train.search._Campaign": (
+                "40_train/search.html#_campaign",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.__init__": (
+                "40_train/search.html#_campaign.__init__",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.begin": (
+                "40_train/search.html#_campaign.begin",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.end": (
+                "40_train/search.html#_campaign.end",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.heard": (
+                "40_train/search.html#_campaign.heard",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.over": (
+                "40_train/search.html#_campaign.over",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.spent": (
+                "40_train/search.html#_campaign.spent",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Campaign.wants": (
+                "40_train/search.html#_campaign.wants",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Open": ("40_train/search.html#_open", "workbench/train/search.py"),
+            "workbench.train.search._Open.__init__": (
+                "40_train/search.html#_open.__init__",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Open.end": (
+                "40_train/search.html#_open.end",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Plan": ("40_train/search.html#_plan", "workbench/train/search.py"),
+            "workbench.train.search._Plan.check": (
+                "40_train/search.html#_plan.check",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._Plan.usd_per_s": (
+                "40_train/search.html#_plan.usd_per_s",
+                "workbench/train/search.py",
+            ),
+            "workbench.train.search._asked": ("40_train/search.html#_asked", "workbench/train/search.py"),
+            "workbench.train.search._found": ("40_train/search.html#_found", "workbench/train/search.py"),
+            "workbench.train.search._here": ("40_train/search.html#_here", "workbench/train/search.py"),
+            "workbench.train.search._leave": ("40_train/search.html#_leave", "workbench/train/search.py"),
+            "workbench.train.search._there": ("40_train/search.html#_there", "workbench/train/search.py"),
+            "workbench.train.search._tried": ("40_train/search.html#_tried", "workbench/train/search.py"),
+            "workbench.train.search.search": ("40_train/search.html#search", "workbench/train/search.py"),
+        },
         "workbench.train.shard": {
             "workbench.train.shard._check": ("40_train/shard.html#_check", "workbench/train/shard.py"),
             "workbench.train.shard._holders": ("40_train/shard.html#_holders", "workbench/train/shard.py"),
@@ -10433,6 +10586,15 @@ d = {
             "workbench.train.shard.blocks": ("40_train/shard.html#blocks", "workbench/train/shard.py"),
             "workbench.train.shard.fill": ("40_train/shard.html#fill", "workbench/train/shard.py"),
             "workbench.train.shard.sharded": ("40_train/shard.html#sharded", "workbench/train/shard.py"),
+        },
+        "workbench.train.space": {
+            "workbench.train.space._choice": ("40_train/space.html#_choice", "workbench/train/space.py"),
+            "workbench.train.space._number": ("40_train/space.html#_number", "workbench/train/space.py"),
+            "workbench.train.space._range": ("40_train/space.html#_range", "workbench/train/space.py"),
+            "workbench.train.space.distributions": (
+                "40_train/space.html#distributions",
+                "workbench/train/space.py",
+            ),
         },
         "workbench.train.speed": {
             "workbench.train.speed._step_s": ("40_train/speed.html#_step_s", "workbench/train/speed.py"),
@@ -10480,6 +10642,61 @@ d = {
                 "40_train/state.html#set_random_states",
                 "workbench/train/state.py",
             ),
+        },
+        "workbench.train.study": {
+            "workbench.train.study.Study": ("40_train/study.html#study", "workbench/train/study.py"),
+            "workbench.train.study.Study.__init__": (
+                "40_train/study.html#study.__init__",
+                "workbench/train/study.py",
+            ),
+            "workbench.train.study.Study.ask": ("40_train/study.html#study.ask", "workbench/train/study.py"),
+            "workbench.train.study.Study.importance": (
+                "40_train/study.html#study.importance",
+                "workbench/train/study.py",
+            ),
+            "workbench.train.study.Study.report": (
+                "40_train/study.html#study.report",
+                "workbench/train/study.py",
+            ),
+            "workbench.train.study.Study.rows": (
+                "40_train/study.html#study.rows",
+                "workbench/train/study.py",
+            ),
+            "workbench.train.study.Study.tell": (
+                "40_train/study.html#study.tell",
+                "workbench/train/study.py",
+            ),
+            "workbench.train.study.Study.usd": ("40_train/study.html#study.usd", "workbench/train/study.py"),
+            "workbench.train.study._last": ("40_train/study.html#_last", "workbench/train/study.py"),
+            "workbench.train.study._leave": ("40_train/study.html#_leave", "workbench/train/study.py"),
+            "workbench.train.study._opened": ("40_train/study.html#_opened", "workbench/train/study.py"),
+            "workbench.train.study._pruner": ("40_train/study.html#_pruner", "workbench/train/study.py"),
+            "workbench.train.study._reclaim": ("40_train/study.html#_reclaim", "workbench/train/study.py"),
+            "workbench.train.study._row": ("40_train/study.html#_row", "workbench/train/study.py"),
+            "workbench.train.study._same": ("40_train/study.html#_same", "workbench/train/study.py"),
+            "workbench.train.study.code_of": ("40_train/study.html#code_of", "workbench/train/study.py"),
+            "workbench.train.study.open_study": (
+                "40_train/study.html#open_study",
+                "workbench/train/study.py",
+            ),
+        },
+        "workbench.train.trial": {
+            "workbench.train.trial.Pruned": ("40_train/trial.html#pruned", "workbench/train/trial.py"),
+            "workbench.train.trial.Pruned.__init__": (
+                "40_train/trial.html#pruned.__init__",
+                "workbench/train/trial.py",
+            ),
+            "workbench.train.trial.Trial": ("40_train/trial.html#trial", "workbench/train/trial.py"),
+            "workbench.train.trial.Trial.report": (
+                "40_train/trial.html#trial.report",
+                "workbench/train/trial.py",
+            ),
+            "workbench.train.trial._latency_ms": (
+                "40_train/trial.html#_latency_ms",
+                "workbench/train/trial.py",
+            ),
+            "workbench.train.trial.called": ("40_train/trial.html#called", "workbench/train/trial.py"),
+            "workbench.train.trial.outcome": ("40_train/trial.html#outcome", "workbench/train/trial.py"),
         },
         "workbench.train.work": {
             "workbench.train.work.Left": ("40_train/work.html#left", "workbench/train/work.py"),

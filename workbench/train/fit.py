@@ -13,7 +13,7 @@ __all__ = ["fit"]
 
 # %% ../../notebooks/40_train/50_fit.ipynb #9e72b4e7
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from numbers import Integral
 from typing import Any
@@ -79,7 +79,7 @@ def _try(net: nn.Module, path: str, x: torch.Tensor) -> None:
 # %% ../../notebooks/40_train/50_fit.ipynb #trained
 def _trained(
     net: nn.Module, path: str, rows: Rows, loader: Batches | None, config: LoopConfig, workers: int, threads: int | None,
-    run: Run, tracker: Tracker,
+    run: Run, tracker: Tracker, heard: Callable[[dict[str, Any]], Any] | None,
 ) -> LoopResult:  # fmt: skip
     "Train `net`, with every epoch in the run and on the display."
     data = Arrays.of(rows.x, rows.y, rows.x_valid, rows.y_valid)
@@ -94,6 +94,8 @@ def _trained(
         values = {"loss": row["loss"], "auc": row["auc"]}
         run.log(step=row["epoch"], **values)
         tracker.advance(0, **values)
+        if heard:
+            heard(row)
 
     def on_step(done: int) -> None:
         "The stage changes with the first rows; raises `Stopped` once somebody asked."
@@ -143,6 +145,8 @@ def fit(
     decisions: Decisions | None = None,  # of people, about labels of training rows
     by: Sequence[str] = (),  # columns: metrics of their slices too
     stream: bool = False,  # read batches while training instead of all rows before
+    on_epoch: Callable[[dict[str, Any]], Any]
+    | None = None,  # hears each epoch's row; what it raises ends the fit
     ledger: Ledger | None = None,
     **how: Any,  # precision, accumulate, clip, schedule, warmup, compile, policy: as in LoopConfig
 ) -> Fit:
@@ -163,7 +167,7 @@ def fit(
         tracker.stage("read")
         groups = _groups(valid, by)
         rows, loader = _rows(train, valid, recipe, decisions, config, stream)
-        result = _trained(net, path, rows, loader, config, workers, threads, run, tracker)
+        result = _trained(net, path, rows, loader, config, workers, threads, run, tracker, on_epoch)
         return _result(run, name, path, model, net, result, rows, groups)
 
 
