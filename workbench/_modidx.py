@@ -1742,28 +1742,12 @@ d = {
                 "20_data/blocks.html#blocks.__init__",
                 "workbench/data/blocks.py",
             ),
-            "workbench.data.blocks.Blocks._laid": (
-                "20_data/blocks.html#blocks._laid",
-                "workbench/data/blocks.py",
-            ),
-            "workbench.data.blocks.Blocks._lay": (
-                "20_data/blocks.html#blocks._lay",
+            "workbench.data.blocks.Blocks._decode": (
+                "20_data/blocks.html#blocks._decode",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks._load": (
                 "20_data/blocks.html#blocks._load",
-                "workbench/data/blocks.py",
-            ),
-            "workbench.data.blocks.Blocks._opened": (
-                "20_data/blocks.html#blocks._opened",
-                "workbench/data/blocks.py",
-            ),
-            "workbench.data.blocks.Blocks._permuted": (
-                "20_data/blocks.html#blocks._permuted",
-                "workbench/data/blocks.py",
-            ),
-            "workbench.data.blocks.Blocks._plain": (
-                "20_data/blocks.html#blocks._plain",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks._room": (
@@ -1815,7 +1799,7 @@ d = {
                 "20_data/cache.html#unitcache.read",
                 "workbench/data/cache.py",
             ),
-            "workbench.data.cache._bytes": ("20_data/cache.html#_bytes", "workbench/data/cache.py"),
+            "workbench.data.cache._blocks": ("20_data/cache.html#_blocks", "workbench/data/cache.py"),
             "workbench.data.cache._read": ("20_data/cache.html#_read", "workbench/data/cache.py"),
             "workbench.data.cache._write": ("20_data/cache.html#_write", "workbench/data/cache.py"),
             "workbench.data.cache.checksum": ("20_data/cache.html#checksum", "workbench/data/cache.py"),
@@ -3124,10 +3108,6 @@ d = {
                 "20_data/packing.html#row_bytes",
                 "workbench/data/packing.py",
             ),
-            "workbench.data.packing.tile_rows": (
-                "20_data/packing.html#tile_rows",
-                "workbench/data/packing.py",
-            ),
             "workbench.data.packing.units": ("20_data/packing.html#units", "workbench/data/packing.py"),
         },
         "workbench.data.parquet": {
@@ -3561,28 +3541,12 @@ d = {
             "workbench.data.shuffle.Cut.rows": ("20_data/shuffle.html#cut.rows", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.Leg": ("20_data/shuffle.html#leg", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.Order": ("20_data/shuffle.html#order", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.Order._mixed": (
-                "20_data/shuffle.html#order._mixed",
-                "workbench/data/shuffle.py",
-            ),
-            "workbench.data.shuffle.Order.most": (
-                "20_data/shuffle.html#order.most",
-                "workbench/data/shuffle.py",
-            ),
-            "workbench.data.shuffle.Order.permutation": (
-                "20_data/shuffle.html#order.permutation",
+            "workbench.data.shuffle.Order._cuts": (
+                "20_data/shuffle.html#order._cuts",
                 "workbench/data/shuffle.py",
             ),
             "workbench.data.shuffle.Order.plan": (
                 "20_data/shuffle.html#order.plan",
-                "workbench/data/shuffle.py",
-            ),
-            "workbench.data.shuffle.Order.tiles": (
-                "20_data/shuffle.html#order.tiles",
-                "workbench/data/shuffle.py",
-            ),
-            "workbench.data.shuffle.Order.tiles_of": (
-                "20_data/shuffle.html#order.tiles_of",
                 "workbench/data/shuffle.py",
             ),
             "workbench.data.shuffle.Order.unit_order": (
@@ -3606,29 +3570,20 @@ d = {
                 "20_data/shuffle.html#plan.windows",
                 "workbench/data/shuffle.py",
             ),
-            "workbench.data.shuffle.Tile": ("20_data/shuffle.html#tile", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.Tile.of": ("20_data/shuffle.html#tile.of", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.Tile.rows": (
-                "20_data/shuffle.html#tile.rows",
-                "workbench/data/shuffle.py",
-            ),
             "workbench.data.shuffle._lanes": ("20_data/shuffle.html#_lanes", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle._pair": ("20_data/shuffle.html#_pair", "workbench/data/shuffle.py"),
             "workbench.data.shuffle._taken": ("20_data/shuffle.html#_taken", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle._tiled": ("20_data/shuffle.html#_tiled", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.bounds": ("20_data/shuffle.html#bounds", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.deal": ("20_data/shuffle.html#deal", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.dealt": ("20_data/shuffle.html#dealt", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.drawn": ("20_data/shuffle.html#drawn", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.left": ("20_data/shuffle.html#left", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.permutation": (
-                "20_data/shuffle.html#permutation",
-                "workbench/data/shuffle.py",
-            ),
+            "workbench.data.shuffle.mixed": ("20_data/shuffle.html#mixed", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.quality": ("20_data/shuffle.html#quality", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.share": ("20_data/shuffle.html#share", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.shuffled": ("20_data/shuffle.html#shuffled", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.tiles": ("20_data/shuffle.html#tiles", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.whole": ("20_data/shuffle.html#whole", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.woven": ("20_data/shuffle.html#woven", "workbench/data/shuffle.py"),
         },
         "workbench.data.sketch": {
             "workbench.data.sketch.Numbers": ("20_data/sketch.html#numbers", "workbench/data/sketch.py"),

@@ -279,7 +279,7 @@ def test_batches_that_are_kept_stay_as_they_are(small_units: None) -> None:
 
 def test_memory_is_used_again(small_units: None) -> None:
     places = {batch.data_ptr() for batch in loader(pieces(20_000), batch_size=8192, device="cpu", prefetch=1)}
-    batches = loader(pieces(200_000, 2000), batch_size=8192, device="cpu", prefetch=1)
+    batches = loader(pieces(800_000, 8000), batch_size=8192, device="cpu", prefetch=1)
     assert len({batch.data_ptr() for batch in batches}) < len(batches) / 2 and places
 
 
@@ -308,7 +308,7 @@ def test_damage_in_the_cache_is_read_again(
     small_units: None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     expected = drawn(loader(pieces(), cache=tmp_path))
-    files = sorted(tmp_path.glob("*.tiles"))
+    files = sorted(tmp_path.glob("*.rows"))
     assert len(files) == 30 and not list(tmp_path.glob(".*"))
     for number, file in enumerate(files[:6]):
         data = bytearray(file.read_bytes())

@@ -101,6 +101,7 @@ def test_stalls_of_the_gathering_thread_are_found(monkeypatch: pytest.MonkeyPatc
         receive = send
 
     monkeypatch.setattr("workbench.data.loader.CHUNK", 100)
+    monkeypatch.setattr("workbench.data.loader.CHUNK_ROWS", 100)
     batches._landing = Landing()
     with stalls(show=False) as s:
         for _batch in batches:

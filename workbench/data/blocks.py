@@ -1,6 +1,6 @@
 """Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
 
-- All decoded units lie in one arena a field, so a batch is one gather over all of them. Their rows are laid out and permuted on the way in, tile by tile, while a tile is in the processor's cache: the gather then runs along the lanes, and memory is read in the order in which it lies.
+- All decoded units lie in one arena a field, so a batch is one gather over all of them. A thread lays out a unit's rows, and permutes them on the way into the arena while they are in the processor's cache: the gather then runs along the lanes, and memory is read in the order in which it lies.
 - The arena has a slot for each unit that the plan needs at once, and one more for each thread and one ahead: memory does not grow with the data, and nothing waits for a slot for ever.
 - Threads read; pyarrow and numpy let go of the interpreter while they work. What comes out depends on the plan only, never on which thread was faster.
 - What goes wrong in a thread is kept with its unit and raised where that unit is needed, with file and row group."""
@@ -13,14 +13,14 @@ __all__ = ["AHEAD", "live", "Blocks"]
 # %% ../../notebooks/20_data/15_blocks.ipynb #a3cc972a
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..base.errors import BadFeed, WorkbenchError
-from .cache import SUM_BYTES, UnitCache
-from .packing import Opened, Packing, Unit, lay, read_piece, row_bytes
-from .shuffle import Block, Cut, Order, Tile
+from .cache import UnitCache
+from .packing import Packing, Unit, lay, read_piece
+from .shuffle import Block, Cut, Order
 from .stalls import reading, stage
 
 AHEAD = 1  # units that are read before they are needed, besides one a thread
@@ -66,10 +66,10 @@ class Blocks:
         slots = min(live(blocks) + threads + AHEAD, len(blocks))
         self.arenas = [field.empty(slots, self.most) for field in packing.fields]
         self.rows = [arena.reshape(-1, *arena.shape[2:]) for arena in self.arenas]
-        self._local = threading.local()
         self._free = list(range(slots))
         self._next, self._stopped = 0, False
         self._ready: dict[int, int | BaseException] = {}  # block -> its slot, or what went wrong
+        self._local = threading.local()
         self._slots: dict[int, int] = {}
         self._change = threading.Condition()
         self._threads = [
@@ -86,10 +86,7 @@ class Blocks:
             found = self._ready.pop(number, None)
         if isinstance(found, BaseException):
             raise found
-        if found is None:
-            return None
-        self._slots[number] = found
-        return found * self.most
+        return None if found is None else found * self.most
 
     def free(self, number: int) -> None:
         "Give the block's memory back."
@@ -116,6 +113,7 @@ class Blocks:
             if self._stopped or self._next == len(self.blocks):
                 return None
             number, slot = self._next, self._free.pop()
+            self._slots[number] = slot
             self._next += 1
             return number, slot
 
@@ -132,73 +130,32 @@ class Blocks:
                 self._change.notify_all()
 
     def _load(self, cut: Cut, slot: int) -> None:
-        "The rows of a cut into a slot."
-        if self.order.shuffle:
-            self._permuted(cut, slot)
-        else:
-            self._plain(cut, slot)
-
-    def _permuted(self, cut: Cut, slot: int) -> None:
-        "The rows of a cut, in the unit's order, in a slot."
-        wanted, at = [], -cut.start  # tiles, and where in the cut they begin
-        for tile in self.order.tiles(cut.unit):
-            if at < cut.rows and at + tile[0].rows > 0:
-                wanted.append((tile, at))
-            at += tile[0].rows
-        laid = self._laid(cut.unit, [tile[0] for tile, _ in wanted])
-        for (tile, at), arrays in zip(wanted, laid, strict=True):
-            with stage("shuffle"):
-                order = self.order.permutation(tile)[max(0, -at) : cut.rows - at]
-                first = max(0, at)
-                for array, arena in zip(arrays, self.arenas, strict=True):
-                    np.take(array, order, axis=0, out=arena[slot, first : first + len(order)], mode="clip")
-
-    def _plain(self, cut: Cut, slot: int) -> None:
-        "The rows of a cut, in the order of the files, in a slot."
-        rows, wanted = self.order.rows[cut.unit], [tile for tile, *_ in self.order.tiles(cut.unit)]
-        places = [arena[slot, : cut.rows] for arena in self.arenas]
-        whole = places if cut.rows == rows else [field.empty(rows) for field in self.packing.fields]
-        for tile, arrays in zip(wanted, self._laid(cut.unit, wanted), strict=True):
-            for array, out in zip(arrays, whole, strict=True):
-                found = tile.of(out)
-                found[...] = array.reshape(found.shape)
-        if whole is not places:
-            for place, array in zip(places, whole, strict=True):
-                place[:] = array[cut.start : cut.stop]
-
-    def _laid(self, unit: int, wanted: Sequence[Tile]) -> Iterator[list[np.ndarray]]:
-        "The arrays of each tile, from the cache or from the unit's pieces; to be used before the next comes."
-        done = 0
-        if self.cache is not None:
-            size = self.order.tiles_of(unit)[0].rows * row_bytes(self.packing) + SUM_BYTES
-            for arrays in self.cache.read(unit, ((t.number * size, self._room(t.rows)) for t in wanted)):
-                done += 1
-                yield arrays
-        if done == len(wanted):
+        "The rows of a cut into a slot, in the order in which they are drawn."
+        unit, rows = cut.unit, self.order.rows[cut.unit]
+        slots = [arena[slot, : cut.rows] for arena in self.arenas]
+        straight = not self.order.shuffle and cut.rows == rows
+        places = slots if straight else [array[:rows] for array in self._room()]
+        if self.cache is None:
+            self._decode(unit, places)
+        elif not self.cache.read(unit, places):
+            self._decode(unit, places)
+            self.cache.put(unit, places)
+        if straight:
             return
-        opened = self._opened(unit)
-        if self.cache is not None:
-            self.cache.put(unit, (self._lay(opened, tile) for tile in self.order.tiles_of(unit)))
-        for tile in wanted[done:]:
-            yield self._lay(opened, tile)
+        with stage("shuffle"):
+            order = self.order.unit_order(unit)[cut.start : cut.stop]
+            for place, out in zip(places, slots, strict=True):
+                np.take(place, order, axis=0, out=out, mode="clip")
 
-    def _room(self, rows: int) -> list[np.ndarray]:
-        "This thread's memory for a tile."
+    def _room(self) -> list[np.ndarray]:
+        "This thread's memory for a unit."
         if not hasattr(self._local, "room"):
-            self._local.room = [field.empty(self.order.most) for field in self.packing.fields]
-        return [array[:rows] for array in self._local.room]
+            self._local.room = [field.empty(self.most) for field in self.packing.fields]
+        return self._local.room
 
-    def _lay(self, opened: Sequence[Opened], tile: Tile) -> list[np.ndarray]:
-        "A tile's rows."
-        arrays = self._room(tile.rows)
-        with stage("decode"):
-            for found, out in zip(opened, arrays, strict=True):
-                lay(found, tile, out)
-        return arrays
-
-    def _opened(self, unit: int) -> list[Opened]:
-        "A unit's columns, read piece by piece."
-        parts = []
+    def _decode(self, unit: int, places: Sequence[np.ndarray]) -> None:
+        "Read a unit piece by piece, and lay out each."
+        at = 0
         for piece in self.units[unit]:
             if self._stopped:
                 raise InterruptedError("nobody needs it any more")
@@ -206,11 +163,8 @@ class Blocks:
                 with reading(str(piece)):
                     table = read_piece(piece, self.packing)
                 with stage("decode", str(piece)):
-                    parts.append(self.packing.open(table))
+                    for found, out in zip(self.packing.open(table), places, strict=True):
+                        lay(found, out[at : at + table.num_rows])
             except BaseException as error:
                 raise _named(error, str(piece)) from None
-        if len(parts) == 1:
-            return parts[0]
-        return [
-            [np.concatenate(same) for same in zip(*found, strict=True)] for found in zip(*parts, strict=True)
-        ]
+            at += table.num_rows

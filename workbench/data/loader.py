@@ -14,6 +14,8 @@
 __all__ = [
     "POOL_MB",
     "CHUNK",
+    "CHUNK_BYTES",
+    "CHUNK_ROWS",
     "PREFETCH",
     "JOIN_S",
     "VERSION",
@@ -44,15 +46,17 @@ from ..base.errors import BadInput, Unavailable, expected, need
 from ..base.store import sha256_bytes
 from .blocks import Blocks
 from .cache import UnitCache
-from .packing import Packing, Piece, row_bytes, tile_rows, units
-from .shuffle import LANES, Cut, Leg, Order, Plan, bounds, dealt
+from .packing import Packing, Piece, row_bytes, units
+from .shuffle import LANES, Cut, Leg, Order, Plan, bounds, woven
 from .stalls import LOAD, QUIET_S, arrived, stage, stuck
 
 POOL_MB = 256  # of decoded units; fewer lanes when they are larger, never under 4
 CHUNK = 8192  # rows that are gathered and handed over at once, at least
+CHUNK_BYTES = 2 << 20  # of narrow rows so many more, up to
+CHUNK_ROWS = 32_768
 PREFETCH = 4  # chunks that are ready before they are asked for
 JOIN_S = 5.0  # how long an end waits for a read that goes on
-VERSION = 2
+VERSION = 3
 UNUSED = 3  # references to an array that only its list, a loop and the question itself hold
 
 
@@ -215,29 +219,25 @@ class Pass:
 
     def _window(self, window: int, held: Sequence[Mapping[int, int]]) -> np.ndarray:
         "Rows of the arena of one window."
-        before, after = self.plan.taken[window], self.plan.taken[window + 1]
-        parts = [self._parts(lane, int(a), int(b)) for lane, a, b in zip(held, before, after, strict=True)]
-        if all(len(part) == 1 for part in parts):
-            return dealt(np.array([part[0][0] for part in parts]), after - before)
-        rows = np.concatenate([np.arange(a, b) for part in parts for a, b in part])
-        begin = np.cumsum([0, *(after - before)])[:-1]
-        return rows[dealt(begin, after - before)]
+        before, after = (self.plan.taken[at].tolist() for at in (window, window + 1))
+        return woven([self._parts(*found) for found in zip(held, before, after, strict=True)])
 
-    def _parts(self, lane: Mapping[int, int], first: int, last: int) -> list[tuple[int, int]]:
-        "Rows of the arena (from, to) for rows `first` to `last` of a lane."
+    def _parts(self, lane: Mapping[int, int], first: int, last: int) -> list[np.ndarray]:
+        "Rows of the arena for rows `first` to `last` of a lane."
         found = []
         for number, row in lane.items():
             block = self.wanted[number]
             start, stop = max(first, block.at), min(last, block.at + block.cut.rows)
             if start < stop:
-                found.append((row + start - block.at, row + stop - block.at))
+                found.append(np.arange(row + start - block.at, row + stop - block.at))
         return found
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        "(edges of the batches, arrays): as many whole batches as fit in 8,192 rows, one at least."
+        "(edges of the batches, arrays): as many whole batches as fit in a chunk, one at least."
         indices, index = self._indices(), np.zeros(0, np.int64)
         step, steps = 0, len(self.edges) - 1
-        each = max(1, CHUNK // int(max(1, self.edges[1] - self.edges[0]))) if steps else 1
+        most = max(CHUNK, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes(self.blocks.packing)))
+        each = max(1, most // int(max(1, self.edges[1] - self.edges[0]))) if steps else 1
         while step < steps:
             edges = self.edges[step : step + each + 1] - self.edges[step]
             outs, at = self._room(int(edges[-1])), 0
@@ -307,7 +307,7 @@ class Batches:
 
     @property
     def _order(self) -> Order:
-        return Order(self.rows, self.seed, self.epoch, self.shuffle, self.lanes, tile_rows(self.packing))
+        return Order(self.rows, self.seed, self.epoch, self.shuffle, self.lanes)
 
     def _place(self) -> tuple[list[Cut], int]:
         "What this leg deals, and how many rows of it each rank has drawn."
