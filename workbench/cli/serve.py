@@ -60,7 +60,7 @@ def serve(
     "Serve a model over HTTP, here or on a cluster, until SIGTERM or Ctrl-C."
     least, most = parse_replicas(replicas)
     scale = Scale(least, most, cpus, Goal(slo_ms=slo_ms), tuple(schedule or ()), zone)
-    asked = scale if on == "ray" or scale != Scale() else None
+    asked = scale if on == "ray" or scale != Scale(most=1) else None
     run = serve_models(*models, on=on, scale=asked, host=host, port=port)
     print(
         json.dumps({k: v for k, v in vars(run).items() if k != "ledger"}, indent=2, default=str)
