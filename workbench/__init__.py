@@ -201,6 +201,7 @@ Modules:
 - `workbench.serve.autoscale`: How many replicas a service needs: by what callers feel, by what waits, and by what the calendar says.
 - `workbench.serve.batch`: Every row of a feed, scored by the same engine that answers online.
 - `workbench.serve.body`: From the bytes of a request to the bytes of its answer, with nothing of HTTP in it.
+- `workbench.serve.bulk`: Many rows in one request as an Arrow stream: the same rows, the same refusals and the same bits as JSON.
 - `workbench.serve.cache`: Answers that were given already: bounded in number and age, keyed by the version and the row.
 - `workbench.serve.canary`: A new version answers a few, and is gone before it has hurt many.
 - `workbench.serve.checker`: The contract, compiled for one row: what is plainly right is read in a microsecond a column, anything else goes to the contract.

@@ -33,6 +33,7 @@ from typing import Any
 
 from ..base.errors import BadRow
 from .body import plain_row, read_json, read_rows, respond
+from .bulk import ARROW, read_bulk, write_bulk
 from .engine import Answered, Engine
 from .feedback import read_feedback, truth
 from .inference import LENGTH, read_request, write_answer
@@ -49,15 +50,15 @@ Handler = Callable[[Any, Receive, Send], Awaitable[None]]
 
 
 # %% ../../notebooks/50_serve/48_desk.ipynb #headers
-def check_type(headers: dict[bytes, bytes]) -> str:
-    "The media type of a body; raises 415 for one that is not read."
+def check_type(headers: dict[bytes, bytes], *more: str) -> str:
+    "The media type of a body, JSON or one of `more`; raises 415 for one that is not read."
     given = headers.get(b"content-type", b"")
     if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
         raise Refusal(415, "encoded", "a compressed body is not read", ("header", "content-encoding"))
     if given == b"application/json":
         return "application/json"
     kind = given.decode("latin-1").partition(";")[0].strip().lower()
-    if kind not in ("application/json", "application/vnd.apache.arrow.stream"):
+    if kind not in ("application/json", *more):
         message = f"content-type is {ascii(kind[:60])[1:-1] or 'missing'}; send application/json"
         raise Refusal(415, "not_json", message, ("header", "content-type"))
     return kind
@@ -74,7 +75,8 @@ def timing(headers: dict[bytes, bytes], arrived_s: float) -> tuple[float, float]
         deadline_s = min(int(given) / 1e3, LONGEST_S)
     if stamped:
         try:
-            spent_s = time.time() - float(stamped.removeprefix(b"t="))
+            moment = float(stamped.removeprefix(b"t="))
+            spent_s = time.time() - moment / (1e6 if moment > 1e14 else 1e3 if moment > 1e11 else 1)
         except ValueError:
             return deadline_s, arrived_s
         if 0 < spent_s < LONGEST_S:  # else another clock: not believed
@@ -140,9 +142,11 @@ class Desk:
         self.traffic, self.outcomes = traffic, outcomes
 
     async def predict(self, exchange: Any, receive: Receive, send: Send) -> None:
-        "Answer one or many rows of JSON."
-        check_type(exchange.headers)
+        "Answer one or many rows of JSON, or an Arrow stream."
+        kind = check_type(exchange.headers, ARROW)
         body = await read_body(receive)
+        if kind == ARROW:
+            return await self._bulk(exchange, body, send)
         deadline_s, arrived_s = timing(exchange.headers, exchange.started_s)
         engine, canary = self.engine, self.traffic is not None and self.traffic.canary is not None
         plain = engine.running and not canary and len(body) < INLINE_BYTES
@@ -180,6 +184,17 @@ class Desk:
         answers = self.engine.answers(rows, found.scores, found.loaded)
         out = json.dumps(answers[0] if single else {"predictions": answers}, allow_nan=False)
         await reply(send, out.encode())
+
+    async def _bulk(self, exchange: Any, body: bytes, send: Send) -> None:
+        deadline_s, arrived_s = timing(exchange.headers, exchange.started_s)
+        rows = await asyncio.to_thread(read_bulk, body, self.limits.rows)
+        try:
+            found = await self.engine.ask(rows, deadline_s=deadline_s, arrived_s=arrived_s)
+        except (BadRow, Overloaded) as error:
+            raise as_refusal(error, False) from None
+        self._keep(exchange, rows, found, arrived_s)
+        out = await asyncio.to_thread(write_bulk, self.engine, rows, found)
+        await reply(send, out, (b"content-type", ARROW.encode()), (b"server-timing", found.trace.header()))
 
     async def _ask(
         self, new: bool, rows: list[Any], deadline_s: float, arrived_s: float
