@@ -219,6 +219,7 @@ Modules:
 - `workbench.serve.kept`: Scores that were made once are looked up from then on; what is published is made of them, whole.
 - `workbench.serve.lane`: One version of a model, loaded, and the queue in front of it: what comes while a batch runs is the next batch.
 - `workbench.serve.load`: How a service bears what comes: requests that do not wait for each other, counted from the moment they were due.
+- `workbench.serve.many`: Many models in one service and a bounded memory: loaded when they are asked for, let go of when others need the room.
 - `workbench.serve.meters`: What a service counted, as Prometheus reads it and as a run keeps it.
 - `workbench.serve.mirror`: The process that a challenger runs in: whatever it does there, nobody waits for it.
 - `workbench.serve.page`: The service as it is now, on one page: requests, latency, batches, cache, versions.

@@ -8335,6 +8335,19 @@ d = {
             "workbench.serve.body.read_rows": ("50_serve/body.html#read_rows", "workbench/serve/body.py"),
             "workbench.serve.body.respond": ("50_serve/body.html#respond", "workbench/serve/body.py"),
         },
+        "workbench.serve.bulk": {
+            "workbench.serve.bulk._checked": ("50_serve/bulk.html#_checked", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk._field": ("50_serve/bulk.html#_field", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk._plain": ("50_serve/bulk.html#_plain", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk._wrong": ("50_serve/bulk.html#_wrong", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk.batch_header": (
+                "50_serve/bulk.html#batch_header",
+                "workbench/serve/bulk.py",
+            ),
+            "workbench.serve.bulk.read_bulk": ("50_serve/bulk.html#read_bulk", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk.read_table": ("50_serve/bulk.html#read_table", "workbench/serve/bulk.py"),
+            "workbench.serve.bulk.write_bulk": ("50_serve/bulk.html#write_bulk", "workbench/serve/bulk.py"),
+        },
         "workbench.serve.cache": {
             "workbench.serve.cache.Cache": ("50_serve/cache.html#cache", "workbench/serve/cache.py"),
             "workbench.serve.cache.Cache.__init__": (
@@ -8629,6 +8642,7 @@ d = {
                 "workbench/serve/desk.py",
             ),
             "workbench.serve.desk.Desk._ask": ("50_serve/desk.html#desk._ask", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk._bulk": ("50_serve/desk.html#desk._bulk", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk._keep": ("50_serve/desk.html#desk._keep", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk._strictly": (
                 "50_serve/desk.html#desk._strictly",
@@ -9110,6 +9124,66 @@ d = {
             "workbench.serve.load.replayed": ("50_serve/load.html#replayed", "workbench/serve/load.py"),
             "workbench.serve.load.summarise": ("50_serve/load.html#summarise", "workbench/serve/load.py"),
         },
+        "workbench.serve.many": {
+            "workbench.serve.many.Held": ("50_serve/many.html#held", "workbench/serve/many.py"),
+            "workbench.serve.many.Held.__init__": (
+                "50_serve/many.html#held.__init__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Many": ("50_serve/many.html#many", "workbench/serve/many.py"),
+            "workbench.serve.many.Many.__init__": (
+                "50_serve/many.html#many.__init__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Many._begin": ("50_serve/many.html#many._begin", "workbench/serve/many.py"),
+            "workbench.serve.many.Many._ended": ("50_serve/many.html#many._ended", "workbench/serve/many.py"),
+            "workbench.serve.many.Many._let_go": (
+                "50_serve/many.html#many._let_go",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Many._load": ("50_serve/many.html#many._load", "workbench/serve/many.py"),
+            "workbench.serve.many.Many._make_room": (
+                "50_serve/many.html#many._make_room",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Many.shown": ("50_serve/many.html#many.shown", "workbench/serve/many.py"),
+            "workbench.serve.many.Many.stop": ("50_serve/many.html#many.stop", "workbench/serve/many.py"),
+            "workbench.serve.many.Many.use": ("50_serve/many.html#many.use", "workbench/serve/many.py"),
+            "workbench.serve.many.Many.used_mb": (
+                "50_serve/many.html#many.used_mb",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Switch": ("50_serve/many.html#switch", "workbench/serve/many.py"),
+            "workbench.serve.many.Switch.__call__": (
+                "50_serve/many.html#switch.__call__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Switch.__init__": (
+                "50_serve/many.html#switch.__init__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Switch._live": (
+                "50_serve/many.html#switch._live",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.Switch._page": (
+                "50_serve/many.html#switch._page",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many._Loaded": ("50_serve/many.html#_loaded", "workbench/serve/many.py"),
+            "workbench.serve.many._Loaded.__init__": (
+                "50_serve/many.html#_loaded.__init__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many._Loaded.__iter__": (
+                "50_serve/many.html#_loaded.__iter__",
+                "workbench/serve/many.py",
+            ),
+            "workbench.serve.many.create_app": ("50_serve/many.html#create_app", "workbench/serve/many.py"),
+            "workbench.serve.many.name_of": ("50_serve/many.html#name_of", "workbench/serve/many.py"),
+            "workbench.serve.many.serve": ("50_serve/many.html#serve", "workbench/serve/many.py"),
+            "workbench.serve.many.size_mb": ("50_serve/many.html#size_mb", "workbench/serve/many.py"),
+        },
         "workbench.serve.meters": {
             "workbench.serve.meters.Meters": ("50_serve/meters.html#meters", "workbench/serve/meters.py"),
             "workbench.serve.meters.Meters.__init__": (
@@ -9326,10 +9400,6 @@ d = {
                 "workbench/serve/replicas.py",
             ),
             "workbench.serve.replicas._free": ("50_serve/replicas.html#_free", "workbench/serve/replicas.py"),
-            "workbench.serve.replicas._name_of": (
-                "50_serve/replicas.html#_name_of",
-                "workbench/serve/replicas.py",
-            ),
             "workbench.serve.replicas._quiet": (
                 "50_serve/replicas.html#_quiet",
                 "workbench/serve/replicas.py",

@@ -20,10 +20,11 @@ class _Verb(ModuleType):
     def __call__(
         self,
         ref: str,  # "flights@champion", "flights/3" or, here, a folder
-        *more: str,  # on Ray: further models, each under its name
+        *more: str,  # further models, each under its name
         on: str = "here",  # "here": in this process; "ray": on the profile's cluster
         replicas: int | tuple[int, int] = 1,
         scale: "Scale | None" = None,
+        memory_mb: float = 0.0,
         host: str | None = None,
         port: int | None = None,
         hosts: frozenset[str] = frozenset(),
@@ -32,8 +33,8 @@ class _Verb(ModuleType):
         "Serve until SIGTERM or Ctrl-C; host and port are the profile's when not given."
         from workbench.serve.replicas import serve
 
-        how = {"on": on, "replicas": replicas, "scale": scale, "hosts": hosts, "ledger": ledger}
-        return serve(ref, *more, host=host, port=port, **how)
+        how = {"on": on, "replicas": replicas, "scale": scale, "memory_mb": memory_mb}
+        return serve(ref, *more, host=host, port=port, hosts=hosts, ledger=ledger, **how)
 
 
 sys.modules[__name__].__class__ = _Verb

@@ -33,7 +33,7 @@ from ..compute.cluster import connect
 from ..models import shelf
 from ..models.approved import must_be_approved
 from . import app as here
-from . import edge
+from . import edge, many
 from .clients import Client, check_strength, load_clients
 from .replica import Replica, Scale, Told
 
@@ -82,7 +82,7 @@ class Deployed:
 
     def update(self, ref: str) -> None:
         "Replace the replicas of a model by those of another version, one after the other, while they answer."
-        name = _name_of(ref)
+        name = many.name_of(ref)
         if name not in self.told:
             raise NotFound(f"{name} is not served here", f"{', '.join(self.told)} is")
         known = self.told[name]
@@ -93,10 +93,6 @@ class Deployed:
         "How many there are, by state."
         found = need("ray.serve", extra="ray").status().applications[name].deployments[name]
         return {str(getattr(state, "value", state)): n for state, n in found.replica_states.items()}
-
-
-def _name_of(ref: str) -> str:
-    return ref.partition("@")[0].partition("/")[0]
 
 
 @contextlib.contextmanager
@@ -123,7 +119,7 @@ def deployed(
     run: str = "",
 ) -> Iterator[Deployed]:
     "The models on the cluster of the profile, until the end of the block."
-    told = {_name_of(ref): _told(ref, scale, hosts, ledger, run) for ref in refs}
+    told = {many.name_of(ref): _told(ref, scale, hosts, ledger, run) for ref in refs}
     if len(told) < len(refs):
         raise BadInput(f"{', '.join(refs)} name a model twice", "name each once")
     port = _free(host, port)
@@ -151,7 +147,7 @@ def _free(host: str, port: int) -> int:
 
 
 def _environment(digests: list[str], hosts: frozenset[str] | None) -> dict[str, str]:
-    "Of Ray's processes: the door, and Ray's own faster ways that need no port of their own."
+    "Of Ray's processes: the door, and Ray's own faster ways that open no port of their own."
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return edge.environment(sorted(set(digests)), hosts) | fast
 
@@ -199,10 +195,11 @@ def _take_down(names: list[str]) -> None:
 # %% ../../notebooks/50_serve/54_replicas.ipynb #serve
 def serve(
     ref: str,  # "flights@champion", "flights/3" or, here, a folder
-    *more: str,  # on Ray: further models, each under its name
+    *more: str,  # further models, each under its name
     on: str = "here",  # "here": in this process; "ray": on the profile's cluster
     replicas: int | tuple[int, int] = 1,  # on Ray; fewest and most
     scale: Scale | None = None,  # on Ray; everything else about replicas
+    memory_mb: float = 0.0,  # here; of the models that are loaded at once; 0: all of them
     host: str | None = None,  # default: the profile's
     port: int | None = None,  # default: the profile's
     hosts: frozenset[str] = frozenset(),  # further names this service is called by
@@ -212,12 +209,17 @@ def serve(
     if on not in ("here", "ray"):
         raise BadInput(f"on={on!r}", "choose 'here' or 'ray'")
     if on == "here":
-        if more or scale or replicas != 1:
-            raise BadInput("several models or replicas in this process", "on='ray'")
-        return here.serve(ref, host=host, port=port, hosts=hosts, ledger=ledger)
+        if scale or replicas != 1:
+            raise BadInput("replicas in this process", "on='ray'")
+        where = {"host": host, "port": port, "hosts": hosts, "ledger": ledger}
+        if more or memory_mb:
+            return many.serve([ref, *more], memory_mb=memory_mb, **where)
+        return here.serve(ref, **where)
+    if memory_mb:
+        raise BadInput(f"memory_mb={memory_mb:g} on Ray", "each replica holds one model; leave it out")
     least, most = replicas if isinstance(replicas, tuple) else (replicas, replicas)
-    where = _where(host, port, hosts)
-    return _serve_on_ray([ref, *more], scale or Scale(least, most), where, ledger or Ledger())
+    at = _where(host, port, hosts)
+    return _serve_on_ray([ref, *more], scale or Scale(least, most), at, ledger or Ledger())
 
 
 def _where(host: str | None, port: int | None, hosts: frozenset[str]) -> dict[str, Any]:
