@@ -511,7 +511,7 @@ def measure(path: Path, names: list[str], rounds: int, **task: Any) -> Found:
             print(f"{name:26}{missing[name]}")
             continue
         if name in ("workbench", "workbench, cached", *BOUNDED) and "image" not in task["columns"]:
-            seen = run(name, path=str(path), batch=task["batch"], seconds=5.0, spread=1)
+            seen = run(name, path=str(path), batch=task["batch"], seconds=60.0, spread=1)  # all of an epoch
             found[name][0]["quality"] = seen.get("spread", float("nan"))
         print(line(name, found), flush=True)
     return found

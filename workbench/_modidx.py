@@ -3482,6 +3482,7 @@ d = {
             "workbench.data.report._findings": ("20_data/report.html#_findings", "workbench/data/report.py"),
             "workbench.data.report._numbers": ("20_data/report.html#_numbers", "workbench/data/report.py"),
             "workbench.data.report._value": ("20_data/report.html#_value", "workbench/data/report.py"),
+            "workbench.data.report._wide": ("20_data/report.html#_wide", "workbench/data/report.py"),
             "workbench.data.report._words": ("20_data/report.html#_words", "workbench/data/report.py"),
             "workbench.data.report.picture": ("20_data/report.html#picture", "workbench/data/report.py"),
             "workbench.data.report.shapes": ("20_data/report.html#shapes", "workbench/data/report.py"),

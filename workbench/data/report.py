@@ -112,6 +112,11 @@ def picture(bars: list[int], colour: str, alt: str) -> str:
     return f"<svg role='img' aria-label='{words}' width='{wide}' height='{high + 1}' viewBox='0 0 {wide} {high + 1}' fill='{colour}'>{drawn}{line}</svg>"
 
 
+def _wide(table: str) -> str:
+    "A table that scrolls by itself where the page is narrow."
+    return f"<div style='overflow-x:auto'>{table}</div>"
+
+
 def _columns(rows: list[dict[str, Any]]) -> str:
     "The table of columns, each with its picture."
     cell = "padding:.15em .7em;border-bottom:1px solid #8884;text-align:left;vertical-align:middle"
@@ -128,13 +133,15 @@ def _columns(rows: list[dict[str, Any]]) -> str:
     head = "".join(
         f"<th style='{cell}'>{name}</th>" for name in ("column", "type", "missing", "values", "distribution")
     )
-    return f"<table style='border-collapse:collapse;font-size:.92em'><tr>{head}</tr>{''.join(lines)}</table>"
+    return _wide(
+        f"<table style='border-collapse:collapse;font-size:.92em'><tr>{head}</tr>{''.join(lines)}</table>"
+    )
 
 
 def _findings(rows: list[dict[str, Any]]) -> str:
     "The table of rules about the feed, the worst first, each verdict in its colour."
     rows = sorted(rows, key=lambda row: ("stop", "warn", "pass").index(row["verdict"]))
-    cell = "padding:.15em .7em;border-bottom:1px solid #8884;text-align:left;overflow-wrap:anywhere"
+    cell = "padding:.15em .7em;border-bottom:1px solid #8884;text-align:left;overflow-wrap:break-word"
     lines = []
     for row in rows:
         texts = "".join(
@@ -147,7 +154,9 @@ def _findings(rows: list[dict[str, Any]]) -> str:
     head = "".join(
         f"<th style='{cell}'>{name}</th>" for name in ("verdict", "rule", "about", "value", "limit", "why")
     )
-    return f"<table style='border-collapse:collapse;font-size:.92em'><tr>{head}</tr>{''.join(lines)}</table>"
+    return _wide(
+        f"<table style='border-collapse:collapse;font-size:.92em'><tr>{head}</tr>{''.join(lines)}</table>"
+    )
 
 
 # %% ../../notebooks/20_data/41_report.ipynb #report
@@ -221,7 +230,7 @@ class Report:
         title = "<div style='font-weight:600;margin-top:.7em'>{}</div>".format
         parts = [self._words()]
         parts += [title("The feed as a whole"), _findings(self.whole)] if self.whole else []
-        parts += [title("Refused rows"), html.table(self.rules)] if self.rules else []
+        parts += [title("Refused rows"), _wide(html.table(self.rules))] if self.rules else []
         parts += [f"<div>quarantine: {html.show(self.quarantine.name)}</div>"] if self.quarantine else []
         if self.columns:
             sampled = self.columns[0]["sampled"]
