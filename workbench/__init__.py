@@ -175,6 +175,7 @@ Modules:
 - `workbench.models.bundle`: A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 - `workbench.models.edge`: A bundle as one ONNX graph, from the contract's columns to the probability, that counts only once it gives the bundle's answers.
 - `workbench.models.encoder`: Sentences in, vectors out: an open model in the Hugging Face layout, read as data.
+- `workbench.models.folder`: What may lie in a bundle's folder, and how a file of it is read: plain, listed, as long and with the bytes that were promised.
 - `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.onnxmodel`: A graph as a bundle's model: its bytes are the weights, and numbers of eight or four bits stand where float32 stood.
@@ -187,6 +188,7 @@ Modules:
 - `workbench.models.signature`: A sha256 says that a bundle is whole; a signature says whose it is.
 - `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
 - `workbench.models.stream`: A net larger than the memory it may use: built without weights, its layers come from disk while the one before computes, and go when there is no room.
+- `workbench.models.trees`: What scikit-learn grew is kept as arrays and answers in numpy with scikit-learn's own bits.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.

@@ -6824,6 +6824,10 @@ d = {
                 "30_models/bundle.html#bundle.contract",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle.encoder": (
+                "30_models/bundle.html#bundle.encoder",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.Bundle.framework": (
                 "30_models/bundle.html#bundle.framework",
                 "workbench/models/bundle.py",
@@ -6852,13 +6856,16 @@ d = {
                 "30_models/bundle.html#bundle.size_bytes",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle.weights": (
+                "30_models/bundle.html#bundle.weights",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.Bundle.within": (
                 "30_models/bundle.html#bundle.within",
                 "workbench/models/bundle.py",
             ),
-            "workbench.models.bundle._check": ("30_models/bundle.html#_check", "workbench/models/bundle.py"),
-            "workbench.models.bundle._check_file": (
-                "30_models/bundle.html#_check_file",
+            "workbench.models.bundle._compare_vectors": (
+                "30_models/bundle.html#_compare_vectors",
                 "workbench/models/bundle.py",
             ),
             "workbench.models.bundle._decode": (
@@ -6869,25 +6876,21 @@ d = {
                 "30_models/bundle.html#_encode",
                 "workbench/models/bundle.py",
             ),
-            "workbench.models.bundle._files": ("30_models/bundle.html#_files", "workbench/models/bundle.py"),
             "workbench.models.bundle._fitted_recipe": (
                 "30_models/bundle.html#_fitted_recipe",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle._meta": ("30_models/bundle.html#_meta", "workbench/models/bundle.py"),
+            "workbench.models.bundle._once": ("30_models/bundle.html#_once", "workbench/models/bundle.py"),
             "workbench.models.bundle._opened": (
                 "30_models/bundle.html#_opened",
                 "workbench/models/bundle.py",
             ),
             "workbench.models.bundle._parse": ("30_models/bundle.html#_parse", "workbench/models/bundle.py"),
-            "workbench.models.bundle._present": (
-                "30_models/bundle.html#_present",
-                "workbench/models/bundle.py",
-            ),
             "workbench.models.bundle._probes_fit": (
                 "30_models/bundle.html#_probes_fit",
                 "workbench/models/bundle.py",
             ),
-            "workbench.models.bundle._read": ("30_models/bundle.html#_read", "workbench/models/bundle.py"),
             "workbench.models.bundle._refuse_constant": (
                 "30_models/bundle.html#_refuse_constant",
                 "workbench/models/bundle.py",
@@ -6906,6 +6909,10 @@ d = {
             ),
             "workbench.models.bundle.plain": ("30_models/bundle.html#plain", "workbench/models/bundle.py"),
             "workbench.models.bundle.save": ("30_models/bundle.html#save", "workbench/models/bundle.py"),
+            "workbench.models.bundle.save_encoder": (
+                "30_models/bundle.html#save_encoder",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.sign": ("30_models/bundle.html#sign", "workbench/models/bundle.py"),
         },
         "workbench.models.edge": {
@@ -6995,6 +7002,10 @@ d = {
                 "30_models/encoder.html#_padded",
                 "workbench/models/encoder.py",
             ),
+            "workbench.models.encoder._table": (
+                "30_models/encoder.html#_table",
+                "workbench/models/encoder.py",
+            ),
             "workbench.models.encoder._tokenizer": (
                 "30_models/encoder.html#_tokenizer",
                 "workbench/models/encoder.py",
@@ -7008,6 +7019,37 @@ d = {
             "workbench.models.encoder.read_shape": (
                 "30_models/encoder.html#read_shape",
                 "workbench/models/encoder.py",
+            ),
+        },
+        "workbench.models.folder": {
+            "workbench.models.folder._open": ("30_models/folder.html#_open", "workbench/models/folder.py"),
+            "workbench.models.folder._shards": (
+                "30_models/folder.html#_shards",
+                "workbench/models/folder.py",
+            ),
+            "workbench.models.folder.check": ("30_models/folder.html#check", "workbench/models/folder.py"),
+            "workbench.models.folder.check_files": (
+                "30_models/folder.html#check_files",
+                "workbench/models/folder.py",
+            ),
+            "workbench.models.folder.check_listed": (
+                "30_models/folder.html#check_listed",
+                "workbench/models/folder.py",
+            ),
+            "workbench.models.folder.read": ("30_models/folder.html#read", "workbench/models/folder.py"),
+            "workbench.models.folder.read_checked": (
+                "30_models/folder.html#read_checked",
+                "workbench/models/folder.py",
+            ),
+            "workbench.models.folder.scan": ("30_models/folder.html#scan", "workbench/models/folder.py"),
+            "workbench.models.folder.weight_names": (
+                "30_models/folder.html#weight_names",
+                "workbench/models/folder.py",
+            ),
+            "workbench.models.folder.write": ("30_models/folder.html#write", "workbench/models/folder.py"),
+            "workbench.models.folder.write_weights": (
+                "30_models/folder.html#write_weights",
+                "workbench/models/folder.py",
             ),
         },
         "workbench.models.graph": {
@@ -7130,6 +7172,10 @@ d = {
                 "30_models/onnxmodel.html#onnxscorer.__init__",
                 "workbench/models/onnxmodel.py",
             ),
+            "workbench.models.onnxmodel.OnnxScorer._asked": (
+                "30_models/onnxmodel.html#onnxscorer._asked",
+                "workbench/models/onnxmodel.py",
+            ),
             "workbench.models.onnxmodel.OnnxScorer.load_weights": (
                 "30_models/onnxmodel.html#onnxscorer.load_weights",
                 "workbench/models/onnxmodel.py",
@@ -7164,6 +7210,10 @@ d = {
             ),
             "workbench.models.onnxmodel._to_int4": (
                 "30_models/onnxmodel.html#_to_int4",
+                "workbench/models/onnxmodel.py",
+            ),
+            "workbench.models.onnxmodel.from_onnx": (
+                "30_models/onnxmodel.html#from_onnx",
                 "workbench/models/onnxmodel.py",
             ),
             "workbench.models.onnxmodel.graph_weights": (
@@ -7218,6 +7268,10 @@ d = {
             ),
             "workbench.models.predictor._fill_torch": (
                 "30_models/predictor.html#_fill_torch",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._joined": (
+                "30_models/predictor.html#_joined",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor._made_up_rows": (
@@ -7742,6 +7796,66 @@ d = {
             "workbench.models.stream.unfilled": (
                 "30_models/stream.html#unfilled",
                 "workbench/models/stream.py",
+            ),
+        },
+        "workbench.models.trees": {
+            "workbench.models.trees.TreeScorer": (
+                "30_models/trees.html#treescorer",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer.__call__": (
+                "30_models/trees.html#treescorer.__call__",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer.__init__": (
+                "30_models/trees.html#treescorer.__init__",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer.__str__": (
+                "30_models/trees.html#treescorer.__str__",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer._chosen": (
+                "30_models/trees.html#treescorer._chosen",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer._columns": (
+                "30_models/trees.html#treescorer._columns",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer._leaves": (
+                "30_models/trees.html#treescorer._leaves",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer.load_weights": (
+                "30_models/trees.html#treescorer.load_weights",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.TreeScorer.weights": (
+                "30_models/trees.html#treescorer.weights",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees._boosted": ("30_models/trees.html#_boosted", "workbench/models/trees.py"),
+            "workbench.models.trees._depth": ("30_models/trees.html#_depth", "workbench/models/trees.py"),
+            "workbench.models.trees._histograms": (
+                "30_models/trees.html#_histograms",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees._linear": ("30_models/trees.html#_linear", "workbench/models/trees.py"),
+            "workbench.models.trees._of_nodes": (
+                "30_models/trees.html#_of_nodes",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees._of_tree": ("30_models/trees.html#_of_tree", "workbench/models/trees.py"),
+            "workbench.models.trees._planted": ("30_models/trees.html#_planted", "workbench/models/trees.py"),
+            "workbench.models.trees._rows": ("30_models/trees.html#_rows", "workbench/models/trees.py"),
+            "workbench.models.trees.from_sklearn": (
+                "30_models/trees.html#from_sklearn",
+                "workbench/models/trees.py",
+            ),
+            "workbench.models.trees.scorer_of": (
+                "30_models/trees.html#scorer_of",
+                "workbench/models/trees.py",
             ),
         },
         "workbench.release.approval": {

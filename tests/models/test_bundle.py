@@ -20,7 +20,8 @@ import toy
 from workbench.base.errors import BadInput, Corrupt, NotFound, WorkbenchError
 from workbench.base.store import sha256_bytes
 from workbench.models import bundle as bundles
-from workbench.models.bundle import META, SEAL, WEIGHTS
+from workbench.models.bundle import META, SEAL
+from workbench.models.folder import WEIGHTS
 from workbench.models.signature import SIGNATURE, keys_of
 
 

@@ -24,7 +24,11 @@ SHAPE = encoder.Shape(len(WORDS), 16, 2, 4, 32, 12)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     "A folder as it is published, with a net that has learned nothing."
-    made = tmp_path / "model"
+    return write_folder(tmp_path / "model")
+
+
+def write_folder(made: Path) -> Path:
+    "Write such a folder."
     made.mkdir()
     vocabulary = {word: place for place, word in enumerate(WORDS)}
     single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]

@@ -15,7 +15,7 @@ from workbench.base.errors import BadInput, Corrupt
 from workbench.base.records import find, runs
 from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed, write_parquet
-from workbench.models.bundle import WEIGHTS
+from workbench.models.folder import WEIGHTS
 from workbench.models.shelf import Shelf
 from workbench.release.evidence import Evidence, measure
 from workbench.release.resample import interval

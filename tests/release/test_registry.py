@@ -15,6 +15,7 @@ from workbench.base.records import find, runs
 from workbench.base.store import Store
 from workbench.models import bundle as bundles
 from workbench.models.bundle import Bundle
+from workbench.models.folder import WEIGHTS
 from workbench.models.shelf import Shelf
 from workbench.release.evidence import measure
 from workbench.release.gates import default_gates, judge
@@ -142,12 +143,12 @@ def test_a_model_is_not_promoted_on_its_training_rows(shelf: Shelf, judged) -> N
 def test_rollback_needs_no_model(shelf: Shelf, three, judged) -> None:
     promote(three[0], verdict=judged(three[0]), ledger=shelf.ledger)
     promote(three[1], verdict=judged(three[1], three[0]), ledger=shelf.ledger)
-    (three[1].path / bundles.WEIGHTS).unlink()
+    (three[1].path / WEIGHTS).unlink()
     assert rollback("flights", ledger=shelf.ledger).version == 1
 
 
 def test_a_bundle_that_changed_on_disk_is_not_promoted(shelf: Shelf, three, judged) -> None:
-    path = three[0].path / bundles.WEIGHTS
+    path = three[0].path / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(Corrupt):
         promote(three[0], verdict=judged(three[0]), ledger=shelf.ledger)

@@ -1,6 +1,7 @@
 """A model on disk is data, all of it checked: weights, how to build it, what goes in, how well it does, where it came from.
 
-- A folder of four files: `weights.safetensors`, `bundle.json` (model name, config, contract, recipe, metrics, lineage, sha256 of the weights), `bundle.sha256` (the digest of `bundle.json`) and `bundle.sig` (who says so). One wrong byte anywhere is refused.
+- A folder: the weights (one file, above 2 GB shards with an index), `bundle.json` (model name, config, contract, recipe, metrics, lineage, size and sha256 of every file), `bundle.sha256` (the digest of `bundle.json`) and `bundle.sig` (who says so). One wrong byte anywhere is refused.
+- Three kinds: a net (torch), arrays that numpy or onnxruntime answer with (linear, trees, graphs), and an open encoder in the Hugging Face layout, whose files are kept as they were published and read as data.
 - The digest is the bundle's identity. The shelf keeps it too, so a bundle swapped for another whole one is noticed as well.
 - The signature is checked at every load, before anything is parsed: by services, batches, jobs and packs for devices alike, since all of them load here. What another store signed is refused until `workbench trust` takes it in. A process that checked hands its children the digest (`load_pinned`): they need no key.
 - A pack for a device (`edge pack`) is made of a bundle that was checked; the zip has a sha256 and no signature, since a device has no key of ours.
@@ -17,13 +18,16 @@ __all__ = [
     "FORMAT_VERSION",
     "META",
     "SEAL",
-    "WEIGHTS",
     "META_LIMIT_BYTES",
     "PROBES",
+    "ENCODER",
+    "SENTENCES",
+    "MOVED",
     "Bundle",
     "plain",
     "save",
     "sign",
+    "save_encoder",
     "load",
     "load_pinned",
     "examine",
@@ -31,37 +35,45 @@ __all__ = [
 ]
 
 # %% ../../notebooks/30_models/20_bundle.ipynb #ff970ec3
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput, Corrupt, NotFound
+from ..base.errors import BadInput, Corrupt, need
 from ..base.store import atomic_folder, atomic_write, sha256_bytes
 from ..compute.remote import megabytes
-from ..data.contract import Contract
+from ..data.contract import Column, Contract
 from ..data.recipe import Recipe
+from . import folder as files
+from .folder import INDEX, LAYOUT, SHARD_BYTES, SINGLE
 from .predictor import Predictor, build, check_object, torch_score
 from .probe import compare_probes, make_probes
 from .signature import SIGNATURE, Keys, keys_of, verify
 
 FORMAT, FORMAT_VERSION = "workbench-bundle", 1
-META, SEAL, WEIGHTS = "bundle.json", "bundle.sha256", "weights.safetensors"
+META, SEAL = "bundle.json", "bundle.sha256"
 META_LIMIT_BYTES = 64 * 2**20
 _KEYS = {
     "format", "version", "model", "framework", "config", "contract", "recipe",
     "metrics", "lineage", "saved_at", "files",
 }  # fmt: skip
 PROBES = "probes"  # optional: bundles of before have none
+ENCODER = "workbench.models.encoder:Encoder"
+SENTENCES = ("the flight from Boston was late", "rain", "an engine idles on the apron", "42 of 7!")
+MOVED = 1e-4  # of a vector of length 1, by another processor or library
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.models.encoder import Encoder
 
 
 # %% ../../notebooks/30_models/20_bundle.ipynb #bundle
@@ -71,7 +83,7 @@ class Bundle:
 
     path: Path
     meta: dict[str, Any]
-    digest: str  # sha256 of bundle.json, which holds the sha256 of the weights
+    digest: str  # sha256 of bundle.json, which holds the sha256 of every other file
     name: str = ""  # where it stands on the shelf
     version: int = 0
     max_memory: str | float = ""  # for its weights, "2GB": a net larger than that is read layer by layer
@@ -103,17 +115,19 @@ class Bundle:
 
     @property
     def framework(self) -> str:
-        "torch or numpy."
+        "torch, numpy or encoder."
         return self.meta["framework"]
 
     @property
     def size_bytes(self) -> int:
         "Bytes of its files."
-        return sum((self.path / name).stat().st_size for name in _present(self.path))
+        small = sum(path.stat().st_size for path in map(self.path.joinpath, _OWN) if path.is_file())
+        return small + sum(wanted["size"] for wanted in self.meta["files"].values())
 
     def within(self, max_memory: str | float) -> "Bundle":
         "The same with so much memory for its weights: a net is then read layer by layer; `BadInput` for what is none."
-        size_mb = self.meta["files"][WEIGHTS]["size"] / 1e6
+        listed = self.meta["files"]
+        size_mb = sum(listed[name]["size"] for name in files.weight_names(listed)) / 1e6
         if self.framework != "torch" and size_mb > megabytes(max_memory):
             what = (
                 f"{self.ref} ({self.framework}) has {size_mb:.4g} MB of weights, max_memory is {max_memory!r}"
@@ -121,8 +135,16 @@ class Bundle:
             raise BadInput(what, "only nets of PyTorch are read layer by layer: leave max_memory out")
         return replace(self, max_memory=max_memory)
 
+    def weights(self) -> list[bytes]:
+        "The bytes of its safetensors files, those whose sha256 was checked."
+        listed = self.meta["files"]
+        return [files.read_checked(self.path / n, listed[n]) for n in files.weight_names(listed)]
+
     def predictor(self) -> Predictor:
         "The model, built and ready; the weights and a few scores are checked again."
+        if self.framework == "encoder":
+            what = f"{self.ref} turns sentences into vectors, not rows into probabilities"
+            raise BadInput(what, "load(...).encoder().encode(texts)")
         made = self._built()
         if PROBES in self.meta:
             given = (self.contract, self.recipe, self.meta["model"], self.ref)
@@ -134,18 +156,33 @@ class Bundle:
             check_object(path, "function")
         how = (self.meta["model"], self.framework, self.meta["config"])
         if self.max_memory != "" and self.framework == "torch":
-            _check_file(self.path, self.meta)
+            for name, wanted in self.meta["files"].items():
+                files.check(self.path / name, wanted)
             model = build(*how, fill=self._streamed)
         else:
-            weights = _read(self.path / WEIGHTS)
-            _check(self.path / WEIGHTS, weights, self.meta["files"][WEIGHTS])
-            model = build(*how, weights)
+            model = build(*how, self.weights())
         return Predictor(self.recipe, torch_score(model) if self.framework == "torch" else model)
 
     def _streamed(self, make: Callable[[], Any]) -> Any:
         from workbench.models.stream import lazy
 
-        return lazy(make, self.path / WEIGHTS, self.max_memory)
+        shards = self.path if INDEX in self.meta["files"] else self.path / files.WEIGHTS
+        return lazy(make, shards, self.max_memory)
+
+    def encoder(
+        self,
+        dtype: "torch.dtype | None" = None,  # float32; or bfloat16, with other last bits
+    ) -> "Encoder":
+        "The encoder, built and ready; its files and a few vectors are checked again."
+        if self.framework != "encoder":
+            raise BadInput(f"{self.ref} is no encoder", "load(...).predictor() scores rows")
+        room = need("workbench.models.encoder", extra="text")
+        for name, wanted in self.meta["files"].items():
+            files.check(self.path / name, wanted)
+        made = room.load(self.path, **({"dtype": dtype} if dtype else {}))
+        if dtype is None:
+            _compare_vectors(self.meta[PROBES], made, self.ref)
+        return made
 
     def __str__(self) -> str:
         return f"Bundle {self.ref}: {self.meta['model']} ({self.framework}, {self.size_bytes / 1e6:.2f} MB)"
@@ -196,33 +233,43 @@ def save(
     metrics: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
     keys: Keys | None = None,  # to sign with; those of the profile's store when None
+    shard_bytes: int = SHARD_BYTES,  # of weights in one file
 ) -> Bundle:
     "Write a bundle, whole or not at all, and return it loaded; refuses one that cannot answer."
-    from safetensors.numpy import save as to_bytes
-
-    data = to_bytes({name: np.asarray(array, order="C") for name, array in weights.items()})
-    meta = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "model": model,
-        "framework": framework,
-        "config": config,
-        "contract": contract.to_json(),
-        "recipe": recipe.to_json(),
-        "metrics": plain(metrics or {}),
-        "lineage": plain(lineage or {}),
-        "saved_at": round(time.time(), 3),
-        "files": {WEIGHTS: {"sha256": sha256_bytes(data), "size": len(data)}},
-    }
-    text, keys = _encode(meta), keys or keys_of()
+    meta = _meta(model, config, framework, contract.to_json(), recipe.to_json(), metrics, lineage)
+    keys = keys or keys_of()
     with atomic_folder(Path(folder)) as part:
-        atomic_write(part / WEIGHTS, data)
-        sign(part, _seal(part, text), keys)
+        meta["files"] = files.write_weights(part, weights, shard_bytes)
+        sign(part, _seal(part, _encode(meta)), keys)
         made = load(part, keys=keys).predictor()
         meta[PROBES] = make_probes(made, contract, recipe, model)
         compare_probes(meta[PROBES], made, contract, recipe, model, f"{model} with {recipe.features}")
         sign(part, _seal(part, _encode(meta)), keys)
     return load(folder, keys=keys)
+
+
+def _meta(
+    model: str,
+    config: dict[str, Any],
+    framework: str,
+    contract: dict[str, Any],
+    recipe: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    lineage: dict[str, Any] | None,
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "model": model,
+        "framework": framework,
+        "config": config,
+        "contract": contract,
+        "recipe": recipe,
+        "metrics": plain(metrics or {}),
+        "lineage": plain(lineage or {}),
+        "saved_at": round(time.time(), 3),
+        "files": {},
+    }
 
 
 def _seal(folder: Path, text: bytes) -> str:
@@ -244,48 +291,52 @@ def _encode(meta: dict[str, Any]) -> bytes:
         raise BadInput(what, "config, contract and recipe: numbers, text, lists, dicts") from None
 
 
+# %% ../../notebooks/30_models/20_bundle.ipynb #save-encoder
+def save_encoder(
+    folder: Path,  # must not exist
+    source: Path | str,  # a folder in the Hugging Face layout
+    *,
+    metrics: dict[str, Any] | None = None,
+    lineage: dict[str, Any] | None = None,
+    keys: Keys | None = None,
+) -> Bundle:
+    "An open encoder as a bundle, its code never run; `BadInput` or `NotFound` for what is not built here."
+    room, source = need("workbench.models.encoder", extra="text"), Path(source)
+    made, keys = room.load(source), keys or keys_of()
+    texts = Contract("texts", {"text": Column("str", about="a sentence")})
+    config = {"width": made.width, "limit": made.limit}
+    meta = _meta(ENCODER, config, "encoder", texts.to_json(), {}, metrics, lineage)
+    shards = [path.name for path in room.weight_files(source)]
+    names = [
+        name for name in (*LAYOUT, *([INDEX] if shards != [SINGLE] else [])) if (source / name).is_file()
+    ]
+    with atomic_folder(Path(folder)) as part:
+        for name in (*names, *shards):
+            meta["files"][name] = files.write(part / name, (source / name).read_bytes())
+        vectors = room.load(part).encode(list(SENTENCES))[:, :8]
+        meta[PROBES] = {"rows": {"text": list(SENTENCES)}, "scores": vectors.ravel().tolist(), "code": {}}
+        sign(part, _seal(part, _encode(meta)), keys)
+        load(part, keys=keys).encoder()
+    return load(folder, keys=keys)
+
+
+def _compare_vectors(probes: dict[str, Any], made: "Encoder", ref: str) -> None:
+    "Raise `BadInput` unless the kept sentences get the vectors they got."
+    try:
+        found = made.encode(probes["rows"]["text"])[:, :8].ravel()
+        moved = float(np.max(np.abs(found - np.array(probes["scores"], dtype=np.float32))))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"the vectors kept in {ref} cannot be compared: {error!r}", "save it again") from None
+    if not moved <= MOVED:
+        what = f"{ref} does not answer as it did when it was saved: a vector moved by {moved:.2g}"
+        raise BadInput(what, "is the package the version it was saved with?")
+
+
 # %% ../../notebooks/30_models/20_bundle.ipynb #read
-def _read(path: Path, limit_bytes: int = 2**40) -> bytes:
-    "The bytes of a plain file; a link is not followed."
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with open(handle, "rb") as file:
-        if os.fstat(handle).st_size > limit_bytes:
-            raise BadInput(f"{path.name} is over {limit_bytes:,} bytes", "this is not a bundle")
-        return file.read()
+_OWN = (META, SEAL, SIGNATURE)
 
 
-def _check(path: Path, data: bytes, wanted: dict[str, Any]) -> None:
-    if len(data) != wanted["size"] or sha256_bytes(data) != wanted["sha256"]:
-        raise Corrupt(f"{path} does not match its sha256", "restore the folder from a copy")
-
-
-def _check_file(folder: Path, meta: dict[str, Any]) -> None:
-    "The weights' bytes, without all of them in memory."
-    with open(os.open(folder / WEIGHTS, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != meta["files"][WEIGHTS]["sha256"]:
-            raise Corrupt(f"{folder / WEIGHTS} does not match its sha256", "restore the folder from a copy")
-
-
-def _present(folder: Path) -> list[str]:
-    return [name for name in (META, SEAL, WEIGHTS, SIGNATURE) if (folder / name).is_file()]
-
-
-def _files(folder: Path) -> None:
-    "Exactly these plain files, or the reason why not; the signature is asked for by itself."
-    if not folder.is_dir():
-        raise NotFound(f"no bundle at {folder}", "a bundle is a folder with bundle.json")
-    found = {entry.name: entry for entry in os.scandir(folder)}
-    for name, entry in sorted(found.items()):
-        if name not in (META, SEAL, WEIGHTS, SIGNATURE):
-            raise BadInput(f"{folder} holds an unknown file {name!r}", "a bundle is files of data, no code")
-        if not entry.is_file(follow_symlinks=False):
-            raise BadInput(f"{name} in {folder} is a link or a folder", "a bundle holds its own plain files")
-    missing = sorted({META, SEAL, WEIGHTS} - set(found))
-    if missing:
-        raise Corrupt(f"{folder} has no {missing[0]}", "restore the folder from a copy")
-
-
-# %% ../../notebooks/30_models/20_bundle.ipynb #load
+#| export
 def load(
     folder: Path | str,
     digest: str = "",  # where the ledger knows it: the bundle must be this one
@@ -294,7 +345,7 @@ def load(
     "A bundle, every byte checked, and who signed it; raises `Corrupt`, `NotFound`, or `BadInput` with the reason."
     folder = Path(folder)
     text, found = _opened(folder, digest)
-    line = _read(folder / SIGNATURE, 1024) if (folder / SIGNATURE).is_file() else None
+    line = files.read(folder / SIGNATURE, 1024) if (folder / SIGNATURE).exists() else None
     verify(keys or keys_of(), found, line, str(folder), known=bool(digest))
     return _whole(folder, text, found)
 
@@ -314,18 +365,20 @@ def examine(folder: Path | str) -> Bundle:
 def copy(bundle: Bundle, folder: Path) -> None:
     "Write a bundle's bytes, checked once more, into an empty folder; who signed it stays behind."
     text, _ = _opened(bundle.path, bundle.digest)
-    weights = _read(bundle.path / WEIGHTS)
-    _check(bundle.path / WEIGHTS, weights, bundle.meta["files"][WEIGHTS])
-    atomic_write(folder / WEIGHTS, weights)
+    for name, wanted in bundle.meta["files"].items():
+        atomic_write(folder / name, files.read_checked(bundle.path / name, wanted))
     _seal(folder, text)
 
 
 def _opened(folder: Path, digest: str = "") -> tuple[bytes, str]:
     "The bytes of bundle.json and their sha256, which is the one beside it, and `digest` where that is given."
-    _files(folder)
-    text = _read(folder / META, META_LIMIT_BYTES)
+    present = files.scan(folder)
+    missing = sorted({META, SEAL} - present)
+    if missing:
+        raise Corrupt(f"{folder} has no {missing[0]}", "restore the folder from a copy")
+    text = files.read(folder / META, META_LIMIT_BYTES)
     found = sha256_bytes(text)
-    if _read(folder / SEAL, 1024) != f"{found}\n".encode():
+    if files.read(folder / SEAL, 1024) != f"{found}\n".encode():
         raise Corrupt(f"{folder / META} does not match {SEAL}", "restore the folder from a copy")
     if digest and digest != found:
         raise Corrupt(f"{folder} is not the bundle that was added ({digest[:12]})", "restore it from a copy")
@@ -334,17 +387,20 @@ def _opened(folder: Path, digest: str = "") -> tuple[bytes, str]:
 
 def _whole(folder: Path, text: bytes, digest: str) -> Bundle:
     meta = _decode(text, folder)
-    _check_file(folder, meta)
+    files.check_files(folder, files.scan(folder) - set(_OWN), meta["files"])
     bundle = Bundle(folder, meta, digest)
-    _ = bundle.contract, bundle.recipe  # parsed now: what cannot be read is refused before it is used
+    _ = (
+        bundle.contract,
+        bundle.framework == "encoder" or bundle.recipe,
+    )  # parsed now: what cannot be read is refused before it is used
     return bundle
 
 
-# %% ../../notebooks/30_models/20_bundle.ipynb #decode
+# %% ../../notebooks/30_models/20_bundle.ipynb #load
 def _decode(text: bytes, folder: Path) -> dict[str, Any]:
     "bundle.json as a dict of the right form."
     try:
-        meta = json.loads(text, parse_constant=_refuse_constant)
+        meta = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / META} is not JSON: {error}", "this is not a bundle") from None
     found = (meta.get("format"), meta.get("version")) if isinstance(meta, dict) else (None, None)
@@ -362,14 +418,18 @@ def _decode(text: bytes, folder: Path) -> dict[str, Any]:
         )
     if PROBES in meta and not _probes_fit(meta[PROBES]):
         raise BadInput(f"{folder / META}: {PROBES!r} is of the wrong form", "write it with save()")
-    if meta["framework"] not in ("torch", "numpy"):
-        raise BadInput(f"{folder / META}: framework {meta['framework']!r}", "torch or numpy")
-    entry = meta["files"].get(WEIGHTS)
-    if len(meta["files"]) != 1 or not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
-        raise BadInput(
-            f"{folder / META} lists files {sorted(meta['files'])}", f"a bundle lists {WEIGHTS} alone"
-        )
+    if meta["framework"] not in ("torch", "numpy", "encoder"):
+        raise BadInput(f"{folder / META}: framework {meta['framework']!r}", "torch, numpy or encoder")
+    if meta["framework"] == "encoder" and (meta["model"] != ENCODER or PROBES not in meta):
+        raise BadInput(f"{folder / META}: an encoder named {meta['model']!r}", "write it with save_encoder()")
+    files.check_listed(meta["files"], meta["framework"], folder / META)
     return meta
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _probes_fit(value: Any) -> bool:

@@ -78,6 +78,12 @@ def _named(**parts: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
+def _table(rows: int, wide: int) -> nn.Embedding:
+    "Without memory, also without its random beginning, which would import torch's compiler: 1.8 s."
+    meta = torch.get_default_device().type == "meta"
+    return nn.Embedding(rows, wide, _weight=torch.empty(rows, wide) if meta else None)
+
+
 class Layer(nn.Module):
     "Attention among the tokens, then a small net at each."
 
@@ -114,9 +120,9 @@ class Bert(nn.Module):
         super().__init__()
         self.shape, wide = shape, shape.hidden_size
         self.embeddings = _named(
-            word_embeddings=nn.Embedding(shape.vocab_size, wide),
-            position_embeddings=nn.Embedding(shape.max_position_embeddings, wide),
-            token_type_embeddings=nn.Embedding(shape.type_vocab_size, wide),
+            word_embeddings=_table(shape.vocab_size, wide),
+            position_embeddings=_table(shape.max_position_embeddings, wide),
+            token_type_embeddings=_table(shape.type_vocab_size, wide),
             LayerNorm=nn.LayerNorm(wide, shape.layer_norm_eps),
         )
         self.encoder = _named(layer=nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers)))
@@ -323,7 +329,12 @@ def load(
     limit = min(asked if isinstance(asked, int) and asked > 2 else 2**31, shape.max_position_embeddings)
     with torch.device("meta"):
         net = Bert(shape)
-    net = fill(net.to_empty(device="cpu"), weight_files(folder), dtype)
+    files = weight_files(folder)
+    wanted, there = sum(p.numel() for p in net.parameters()), sum(path.stat().st_size for path in files)
+    if wanted > there:  # said before any memory is taken
+        what = f"{folder / 'config.json'} asks for {wanted:,} numbers, the weights have {there:,} bytes"
+        raise BadInput(what, "are they of the same model?")
+    net = fill(net.to_empty(device="cpu"), files, dtype)
     tokenizer, pad = _tokenizer(folder, limit)
     if tokenizer.get_vocab_size() > shape.vocab_size:
         what = f"the tokenizer knows {tokenizer.get_vocab_size()} tokens, the net {shape.vocab_size}"

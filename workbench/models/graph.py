@@ -37,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 from ..base.errors import BadInput, need
 from ..data.contract import Contract
 from ..data.recipe import LIMIT, Recipe, load_object
-from .bundle import WEIGHTS, Bundle
+from .bundle import Bundle
 from .linear import LinearScorer
 from .predictor import build
 
@@ -204,8 +204,7 @@ class _Linear(nn.Module):
 
 def model_of(bundle: Bundle) -> Any:
     "The model in a bundle, built from its weights, for whoever changes it."
-    data = (bundle.path / WEIGHTS).read_bytes()
-    return build(bundle.meta["model"], bundle.framework, bundle.meta["config"], data)
+    return build(bundle.meta["model"], bundle.framework, bundle.meta["config"], bundle.weights())
 
 
 def network(

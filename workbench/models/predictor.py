@@ -28,7 +28,7 @@ __all__ = [
 import ast
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def build(
     model: str,  # "module:Class"
     framework: str,
     config: dict[str, Any],
-    weights: bytes = b"",  # safetensors
+    weights: Sequence[bytes] = (),  # safetensors files
     fill: Callable[[Callable[[], Any]], Any]
     | None = None,  # another way to build and fill it, instead of weights
 ) -> Any:
@@ -111,17 +111,27 @@ def build(
         raise BadInput(what, "is the package the version it was trained with?") from error
 
 
-def _fill_torch(model: Any, weights: bytes) -> Any:
+def _joined(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in parts:
+        twice = sorted(set(found) & set(part))
+        if twice:
+            raise BadInput(f"tensor {twice[0]!r} is in two files", "write the bundle again")
+        found |= part
+    return found
+
+
+def _fill_torch(model: Any, weights: Sequence[bytes]) -> Any:
     from safetensors.torch import load
 
-    model.load_state_dict(load(weights))
+    model.load_state_dict(_joined(map(load, weights)))
     return model.eval()
 
 
-def _fill_numpy(model: Any, weights: bytes) -> Any:
+def _fill_numpy(model: Any, weights: Sequence[bytes]) -> Any:
     from safetensors.numpy import load
 
-    model.load_weights(load(weights))
+    model.load_weights(_joined(map(load, weights)))
     return model
 
 

@@ -128,9 +128,10 @@ class Shelf:
         ]
 
     def add(self, name: str, *, run: str = "", **parts: Any) -> Bundle:
-        "Save a bundle (`parts` as in `bundle.save`) as the next version of `name`."
+        "Save a bundle as the next version of `name`; `parts` as in `bundle.save`, or `source=` an open encoder."
+        save = bundles.save_encoder if "source" in parts else bundles.save
         with self._next(name, run) as version:
-            saved = bundles.save(self._folder(name, version), keys=self.keys, **parts)
+            saved = save(self._folder(name, version), keys=self.keys, **parts)
         self._enter(name, version, saved)
         return Bundle(saved.path, saved.meta, saved.digest, name, version)
 
