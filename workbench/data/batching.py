@@ -79,9 +79,12 @@ def _reader(source: Source, part: Part, contract: Contract) -> Callable[[Sequenc
 
 def pieces_of(found: Sequence[Accepted], contract: Contract) -> list[Piece]:
     "What can be read by itself, with the rows that may come out."
+    names = {
+        id(source): source.name for source in {id(one): one for one, *_ in found}.values()
+    }  # a name takes a look at the disk
     return [
         Piece(
-            source.name, part.number, part.rows or 0, _reader(source, part, contract),
+            names[id(source)], part.number, part.rows or 0, _reader(source, part, contract),
             None if mask.all() else np.packbits(mask),
         )
         for source, part, mask in found
