@@ -63,7 +63,10 @@ def read_table(body: bytes, max_rows: int) -> "pyarrow.Table":
         ) from None
     try:
         messages, rows = ipc.MessageReader.open_stream(body), 0
-        schema = _checked(ipc.read_schema(messages.read_next_message()), arrow)
+        first = messages.read_next_message()
+        if first.type != "schema":  # pyarrow would read it as one all the same, and end the process
+            raise _wrong(f"the first message is a {ascii(first.type)[1:30]}, not a schema")
+        schema = _checked(ipc.read_schema(first), arrow)
         batches = []
         for message in messages:
             if message.type != "record batch":
@@ -113,7 +116,10 @@ def read_bulk(body: bytes, max_rows: int) -> list[dict[str, Any]]:
     table = read_table(body, max_rows)
     if not table.num_rows:
         raise _wrong(f"0 rows; 1 to {max_rows} are answered")
-    columns = [column.to_pylist() for column in table.columns]
+    try:
+        columns = [column.to_pylist() for column in table.columns]
+    except Exception as error:  # a time zone or a moment that Python does not have
+        raise _wrong(f"a value cannot be read ({type(error).__name__})") from None
     return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
