@@ -242,20 +242,26 @@ Modules:
 - `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.
 - `workbench.train.crew`: Workers that stay warm: the first training waits for them, the next one does not.
 - `workbench.train.deck`: Rows in memory, dealt like those of a feed: shuffled by a seed, shared among ranks, with a position that a checkpoint keeps.
+- `workbench.train.federated`: One model from rows that stay where they are: sites train, what they learned is averaged, little is sent.
 - `workbench.train.field`: Trials at work on a cluster: each says how it goes, hears whether to go on, and ends when it is told to.
 - `workbench.train.fit`: One call from two feeds to a trained net: here, or on Ray Train with `workers=`.
 - `workbench.train.found`: What a search came to: the best, what mattered, and what quality costs in time and money.
 - `workbench.train.group`: One attempt of a training: ranks that begin together and end together, watched all the while.
 - `workbench.train.guard`: A training that has gone wrong says so at the step where it did, and keeps the last state that was right.
 - `workbench.train.labels`: One call: fit on four fifths, ask about the last fifth, five times; then say which labels nobody but the labeller believes.
+- `workbench.train.links`: The way to the sites: in this process or an actor each, the same bytes; all of them counted.
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
+- `workbench.train.message`: All that passes between a coordinator and a site is bytes that anybody can read: plain JSON and named arrays.
 - `workbench.train.metrics`: How good the probabilities are, on the whole and slice by slice.
+- `workbench.train.privacy`: Noise with its price stated: how much one row can have changed what leaves a site.
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
+- `workbench.train.robust`: One poisoned site must not decide: what several sites propose becomes one step.
 - `workbench.train.rows`: Two feeds become four arrays, once, the same for a baseline and a net.
 - `workbench.train.scale`: The same loop on Ray Train: N workers, one model, nothing left behind.
 - `workbench.train.scaling`: Your own training loop: here under the debugger, on many workers, through kills and restarts, without another line in it.
 - `workbench.train.search`: The best parameters within a budget: every trial recorded, poor ones ended early, and a killed search goes on where it was.
 - `workbench.train.shard`: A model larger than one device: built without memory, cut over the ranks, filled block by block.
+- `workbench.train.site`: A place whose rows stay there: it is sent weights, trains on its own feed, and answers with the change.
 - `workbench.train.space`: What a search may choose from, in three plain forms, and what is wrong with a fourth.
 - `workbench.train.speed`: Ways to train faster that have to prove themselves: precision, schedules, compilation.
 - `workbench.train.state`: Everything a training needs to go on as if nothing had happened: tensors and plain JSON, nothing else.

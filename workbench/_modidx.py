@@ -10247,6 +10247,84 @@ d = {
             "workbench.train.deck.Deck.resume": ("40_train/deck.html#deck.resume", "workbench/train/deck.py"),
             "workbench.train.deck.Deck.state": ("40_train/deck.html#deck.state", "workbench/train/deck.py"),
         },
+        "workbench.train.federated": {
+            "workbench.train.federated.Federation": (
+                "40_train/federated.html#federation",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.__init__": (
+                "40_train/federated.html#federation.__init__",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation._ask": (
+                "40_train/federated.html#federation._ask",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation._everybody": (
+                "40_train/federated.html#federation._everybody",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation._stepped": (
+                "40_train/federated.html#federation._stepped",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.begin": (
+                "40_train/federated.html#federation.begin",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.chosen": (
+                "40_train/federated.html#federation.chosen",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.epsilon": (
+                "40_train/federated.html#federation.epsilon",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.join": (
+                "40_train/federated.html#federation.join",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.judge": (
+                "40_train/federated.html#federation.judge",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Federation.round": (
+                "40_train/federated.html#federation.round",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Plan": (
+                "40_train/federated.html#plan",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Plan.__post_init__": (
+                "40_train/federated.html#plan.__post_init__",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.Plan.told": (
+                "40_train/federated.html#plan.told",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated._fit": (
+                "40_train/federated.html#_fit",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated._fits": (
+                "40_train/federated.html#_fits",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated._trained": (
+                "40_train/federated.html#_trained",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.federated": (
+                "40_train/federated.html#federated",
+                "workbench/train/federated.py",
+            ),
+            "workbench.train.federated.merged": (
+                "40_train/federated.html#merged",
+                "workbench/train/federated.py",
+            ),
+        },
         "workbench.train.field": {
             "workbench.train.field.Desk": ("40_train/field.html#desk", "workbench/train/field.py"),
             "workbench.train.field.Desk.__init__": (
@@ -10441,6 +10519,62 @@ d = {
                 "workbench/train/labels.py",
             ),
         },
+        "workbench.train.links": {
+            "workbench.train.links.Here": ("40_train/links.html#here", "workbench/train/links.py"),
+            "workbench.train.links.Here.__init__": (
+                "40_train/links.html#here.__init__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Here.close": (
+                "40_train/links.html#here.close",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Here.receive": (
+                "40_train/links.html#here.receive",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Here.send": ("40_train/links.html#here.send", "workbench/train/links.py"),
+            "workbench.train.links.Host": ("40_train/links.html#host", "workbench/train/links.py"),
+            "workbench.train.links.Host.__init__": (
+                "40_train/links.html#host.__init__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Host.handle": (
+                "40_train/links.html#host.handle",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.There": ("40_train/links.html#there", "workbench/train/links.py"),
+            "workbench.train.links.There.__init__": (
+                "40_train/links.html#there.__init__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.There.close": (
+                "40_train/links.html#there.close",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.There.receive": (
+                "40_train/links.html#there.receive",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.There.send": (
+                "40_train/links.html#there.send",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Wire": ("40_train/links.html#wire", "workbench/train/links.py"),
+            "workbench.train.links.Wire.__enter__": (
+                "40_train/links.html#wire.__enter__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Wire.__exit__": (
+                "40_train/links.html#wire.__exit__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Wire.__init__": (
+                "40_train/links.html#wire.__init__",
+                "workbench/train/links.py",
+            ),
+            "workbench.train.links.Wire.ask": ("40_train/links.html#wire.ask", "workbench/train/links.py"),
+        },
         "workbench.train.loop": {
             "workbench.train.loop.Arrays": ("40_train/loop.html#arrays", "workbench/train/loop.py"),
             "workbench.train.loop.Arrays.check": (
@@ -10494,6 +10628,10 @@ d = {
             "workbench.train.loop.train_loop": ("40_train/loop.html#train_loop", "workbench/train/loop.py"),
             "workbench.train.loop.weights_of": ("40_train/loop.html#weights_of", "workbench/train/loop.py"),
         },
+        "workbench.train.message": {
+            "workbench.train.message.pack": ("40_train/message.html#pack", "workbench/train/message.py"),
+            "workbench.train.message.unpack": ("40_train/message.html#unpack", "workbench/train/message.py"),
+        },
         "workbench.train.metrics": {
             "workbench.train.metrics._brief": ("40_train/metrics.html#_brief", "workbench/train/metrics.py"),
             "workbench.train.metrics._checked": (
@@ -10503,6 +10641,20 @@ d = {
             "workbench.train.metrics._slice": ("40_train/metrics.html#_slice", "workbench/train/metrics.py"),
             "workbench.train.metrics.score": ("40_train/metrics.html#score", "workbench/train/metrics.py"),
             "workbench.train.metrics.slices": ("40_train/metrics.html#slices", "workbench/train/metrics.py"),
+        },
+        "workbench.train.privacy": {
+            "workbench.train.privacy._sums": ("40_train/privacy.html#_sums", "workbench/train/privacy.py"),
+            "workbench.train.privacy.drawn": ("40_train/privacy.html#drawn", "workbench/train/privacy.py"),
+            "workbench.train.privacy.epsilon": (
+                "40_train/privacy.html#epsilon",
+                "workbench/train/privacy.py",
+            ),
+            "workbench.train.privacy.private_step": (
+                "40_train/privacy.html#private_step",
+                "workbench/train/privacy.py",
+            ),
+            "workbench.train.privacy.renyi": ("40_train/privacy.html#renyi", "workbench/train/privacy.py"),
+            "workbench.train.privacy.secret": ("40_train/privacy.html#secret", "workbench/train/privacy.py"),
         },
         "workbench.train.result": {
             "workbench.train.result.Fit": ("40_train/result.html#fit", "workbench/train/result.py"),
@@ -10528,6 +10680,9 @@ d = {
                 "workbench/train/result.py",
             ),
             "workbench.train.result.rebuild": ("40_train/result.html#rebuild", "workbench/train/result.py"),
+        },
+        "workbench.train.robust": {
+            "workbench.train.robust.combine": ("40_train/robust.html#combine", "workbench/train/robust.py")
         },
         "workbench.train.rows": {
             "workbench.train.rows.Rows": ("40_train/rows.html#rows", "workbench/train/rows.py"),
@@ -10726,6 +10881,27 @@ d = {
             "workbench.train.shard.blocks": ("40_train/shard.html#blocks", "workbench/train/shard.py"),
             "workbench.train.shard.fill": ("40_train/shard.html#fill", "workbench/train/shard.py"),
             "workbench.train.shard.sharded": ("40_train/shard.html#sharded", "workbench/train/shard.py"),
+        },
+        "workbench.train.site": {
+            "workbench.train.site.Site": ("40_train/site.html#site", "workbench/train/site.py"),
+            "workbench.train.site.Site.__init__": (
+                "40_train/site.html#site.__init__",
+                "workbench/train/site.py",
+            ),
+            "workbench.train.site.Site._plain": ("40_train/site.html#site._plain", "workbench/train/site.py"),
+            "workbench.train.site.Site._private": (
+                "40_train/site.html#site._private",
+                "workbench/train/site.py",
+            ),
+            "workbench.train.site.Site._ready": ("40_train/site.html#site._ready", "workbench/train/site.py"),
+            "workbench.train.site.Site.begin": ("40_train/site.html#site.begin", "workbench/train/site.py"),
+            "workbench.train.site.Site.handle": ("40_train/site.html#site.handle", "workbench/train/site.py"),
+            "workbench.train.site.Site.join": ("40_train/site.html#site.join", "workbench/train/site.py"),
+            "workbench.train.site.Site.judge": ("40_train/site.html#site.judge", "workbench/train/site.py"),
+            "workbench.train.site.Site.train": ("40_train/site.html#site.train", "workbench/train/site.py"),
+            "workbench.train.site._one_thread": ("40_train/site.html#_one_thread", "workbench/train/site.py"),
+            "workbench.train.site.auc_of": ("40_train/site.html#auc_of", "workbench/train/site.py"),
+            "workbench.train.site.histograms": ("40_train/site.html#histograms", "workbench/train/site.py"),
         },
         "workbench.train.space": {
             "workbench.train.space._choice": ("40_train/space.html#_choice", "workbench/train/space.py"),
