@@ -187,6 +187,7 @@ Modules:
 - `workbench.models.shelf`: Every version of every model, and the names that point at them.
 - `workbench.models.signature`: A sha256 says that a bundle is whole; a signature says whose it is.
 - `workbench.models.smaller`: A trained net with fewer numbers: thin layers, layers of low rank, zeros, half precision, or a smaller net that learned from it.
+- `workbench.models.stages`: A net larger than one machine: its layers in a row of processes on a Ray, each with its own share of them, and the answer has the bits of one process.
 - `workbench.models.stream`: A net larger than the memory it may use: built without weights, its layers come from disk while the one before computes, and go when there is no room.
 - `workbench.models.trees`: What scikit-learn grew is kept as arrays and answers in numpy with scikit-learn's own bits.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.

@@ -7752,6 +7752,76 @@ d = {
                 "workbench/models/smaller.py",
             ),
         },
+        "workbench.models.stages": {
+            "workbench.models.stages.Order": ("30_models/stages.html#order", "workbench/models/stages.py"),
+            "workbench.models.stages.Part": ("30_models/stages.html#part", "workbench/models/stages.py"),
+            "workbench.models.stages.Part.__call__": (
+                "30_models/stages.html#part.__call__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Part.__init__": (
+                "30_models/stages.html#part.__init__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Part._arrived": (
+                "30_models/stages.html#part._arrived",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Part._stop": (
+                "30_models/stages.html#part._stop",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Pipeline": (
+                "30_models/stages.html#pipeline",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Pipeline.__call__": (
+                "30_models/stages.html#pipeline.__call__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Pipeline.__init__": (
+                "30_models/stages.html#pipeline.__init__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Pipeline.__str__": (
+                "30_models/stages.html#pipeline.__str__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Pipeline.map": (
+                "30_models/stages.html#pipeline.map",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Stage": ("30_models/stages.html#stage", "workbench/models/stages.py"),
+            "workbench.models.stages.Stage.begin": (
+                "30_models/stages.html#stage.begin",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages.Stage.run": (
+                "30_models/stages.html#stage.run",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages._Given": ("30_models/stages.html#_given", "workbench/models/stages.py"),
+            "workbench.models.stages._Given.__init__": (
+                "30_models/stages.html#_given.__init__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages._Given.forward": (
+                "30_models/stages.html#_given.forward",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages._Sent": ("30_models/stages.html#_sent", "workbench/models/stages.py"),
+            "workbench.models.stages._Sent.__init__": (
+                "30_models/stages.html#_sent.__init__",
+                "workbench/models/stages.py",
+            ),
+            "workbench.models.stages._end": ("30_models/stages.html#_end", "workbench/models/stages.py"),
+            "workbench.models.stages._first": ("30_models/stages.html#_first", "workbench/models/stages.py"),
+            "workbench.models.stages._got": ("30_models/stages.html#_got", "workbench/models/stages.py"),
+            "workbench.models.stages.pipeline": (
+                "30_models/stages.html#pipeline",
+                "workbench/models/stages.py",
+            ),
+        },
         "workbench.models.stream": {
             "workbench.models.stream.Stream": ("30_models/stream.html#stream", "workbench/models/stream.py"),
             "workbench.models.stream.Stream.__init__": (
