@@ -1,6 +1,6 @@
 """The way to the sites: in this process or an actor each, the same bytes; all of them counted.
 
-- A site that raises, dies or takes longer than `deadline_s` is away for that round; its actor is started again, and it is asked to begin again in the next.
+- A site that raises, dies or takes longer than `deadline_s` is away for that round; its actor is started again, and in the next round it is asked to begin again and waited for, 30 s at most.
 - `tap` sees every message of both directions, so what leaves a site can be inspected.
 - There is no TLS of ours here, and no secure aggregation: the coordinator reads every site's change. Ray's own channel is what the cluster gives (`RAY_USE_TLS` with certificates, where its owner has set that up); on one machine it is loopback."""
 
@@ -36,7 +36,7 @@ class Here:
         self.site = site if isinstance(site, Site) else Site(name, site)
         self.answer = b""
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, again: bool = False) -> None:
         "Ask."
         self.answer = self.site.handle(message)
 
@@ -71,9 +71,9 @@ class There:
         actor = self.ray.remote(Host).options(num_cpus=cpus, max_restarts=-1, max_task_retries=0)
         self.actor = actor.remote(code, name, dumps(site, f"site {name}"))
 
-    def send(self, message: bytes) -> None:
-        "Ask, and go on."
-        self.pending = self.actor.handle.remote(message)
+    def send(self, message: bytes, again: bool = False) -> None:
+        "Ask, and go on; `again`: also one that is being started again, once it is there."
+        self.pending = self.actor.handle.options(max_task_retries=-1 if again else 0).remote(message)
 
     def receive(self, wait_s: float) -> bytes:
         "The answer; one that failed where there is none."
@@ -121,7 +121,7 @@ class Wire:
             message = pack(head, arrays)
             self.sent += len(message)
             self.tap(name, "to", message)
-            self.links[name].send(message)
+            self.links[name].send(message, again=head["do"] == "begin")
         found = {}
         for name in heads:
             answer = self.links[name].receive(until - time.monotonic())

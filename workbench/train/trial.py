@@ -79,14 +79,14 @@ def _latency_ms(fit: Fit, times: int = 30) -> float:
         from safetensors.torch import save
 
         net = build(
-            fit.model, "torch", fit.config, save({k: torch.from_numpy(v) for k, v in fit.weights.items()})
+            fit.model, "torch", fit.config, [save({k: torch.from_numpy(v) for k, v in fit.weights.items()})]
         )
         row = torch.zeros(1, fit.recipe.width)
         ask = torch.inference_mode()(lambda: net(row))
     else:
         from safetensors.numpy import save
 
-        model = build(fit.model, fit.framework, fit.config, save(fit.weights))
+        model = build(fit.model, fit.framework, fit.config, [save(fit.weights)])
         ask = lambda: model(np.zeros((1, fit.recipe.width), np.float32))  # noqa: E731
     took = []
     for _ in range(times):
