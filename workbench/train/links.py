@@ -102,8 +102,10 @@ class Wire:
             raise BadInput(
                 "on='ray' with ray_address = none", "on='here', or set ray_address in settings.ini"
             )
-        code = need("ray", extra="ray").put(pack_code())
-        self.links = {name: There(name, site, code, cpus) for name, site in sorted(sites.items())}
+        self.code = need("ray", extra="ray").put(
+            pack_code()
+        )  # held: an actor that starts again reads it again
+        self.links = {name: There(name, site, self.code, cpus) for name, site in sorted(sites.items())}
 
     def __enter__(self) -> "Wire":
         return self
