@@ -1,6 +1,7 @@
 """Every test has its own project folder and store."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from books import Write, write_book
 
 from workbench.base.records import Ledger
 from workbench.base.store import Store
+
+# A shell's background jobs ignore an interrupt, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each takes a core for half a minute or more: they start first, so that none runs alone at the end.
 LONG = (

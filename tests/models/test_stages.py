@@ -165,7 +165,6 @@ def test_two_stages_on_a_ray(whole: Gpt, tmp_path: Path) -> None:
                 net(tokens(2))
         assert gone(pids)
         pids = []
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         with pytest.raises(KeyboardInterrupt), pipeline(PATH, GPT, tmp_path / "net") as net:
             pids += [one["pid"] for one in net.about]
             threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
