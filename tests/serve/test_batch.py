@@ -126,12 +126,13 @@ def add_windy(project: Path, slope: float = 2.0, nap_s: float = 0.0) -> Bundle:
 
 
 @pytest.fixture
-def windy(project: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+def windy(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bundle]:
     monkeypatch.syspath_prepend(str(project))
     sys.modules.pop("windy_batch", None)
     for day in range(4):
         write_day(project, day)
-    return add_windy(project)
+    yield add_windy(project)
+    sys.modules.pop("windy_batch", None)  # its file is edited: what runs after must not send the old code
 
 
 def published(folder: Path) -> pl.DataFrame:
