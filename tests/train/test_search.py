@@ -259,6 +259,7 @@ def test_a_killed_driver_loses_no_finished_trial(project: Path, workers: int) ->
     while not done.exists() or len(done.read_text().splitlines()) < 6:
         assert killed.poll() is None and time.monotonic() < until
         time.sleep(0.02)
+    time.sleep(0.08)  # into the next trial: right after a line is written none is at work
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     time.sleep(0.5)  # tasks on the cluster end with their driver
