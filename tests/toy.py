@@ -103,3 +103,17 @@ def net_parts(kind: type[Net] = Net, **more: Any) -> dict[str, Any]:
     weights = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
     parts = {"model": f"toy:{kind.__name__}", "config": net.config, "weights": weights, "framework": "torch"}
     return {**parts, "contract": CONTRACT, "recipe": made, **more}
+
+
+def tree_parts(**more: Any) -> dict[str, Any]:
+    "Boosting by histograms, with a column of categories."
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    from workbench.models.trees import from_sklearn
+
+    made, seen = recipe(), columns(2000)
+    model = HistGradientBoostingClassifier(
+        max_iter=15, max_leaf_nodes=8, categorical_features=[made.n_dense], random_state=0
+    )
+    parts = from_sklearn(model.fit(made.encode(seen), late(seen)))
+    return {**parts, "contract": CONTRACT, "recipe": made, **more}

@@ -7100,11 +7100,29 @@ d = {
                 "30_models/graph.html#_text.__init__",
                 "workbench/models/graph.py",
             ),
+            "workbench.models.graph._Trees": ("30_models/graph.html#_trees", "workbench/models/graph.py"),
+            "workbench.models.graph._Trees.__init__": (
+                "30_models/graph.html#_trees.__init__",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Trees._chosen": (
+                "30_models/graph.html#_trees._chosen",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Trees._columns": (
+                "30_models/graph.html#_trees._columns",
+                "workbench/models/graph.py",
+            ),
+            "workbench.models.graph._Trees.forward": (
+                "30_models/graph.html#_trees.forward",
+                "workbench/models/graph.py",
+            ),
             "workbench.models.graph._as_torch": (
                 "30_models/graph.html#_as_torch",
                 "workbench/models/graph.py",
             ),
             "workbench.models.graph._drawn": ("30_models/graph.html#_drawn", "workbench/models/graph.py"),
+            "workbench.models.graph._either": ("30_models/graph.html#_either", "workbench/models/graph.py"),
             "workbench.models.graph._is_number": (
                 "30_models/graph.html#_is_number",
                 "workbench/models/graph.py",

@@ -53,7 +53,7 @@ def ort_web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "node_modules/onnxruntime-web/dist"
 
 
-@pytest.fixture(params=["linear_parts", "net_parts"])
+@pytest.fixture(params=["linear_parts", "net_parts", "tree_parts"])
 def site(
     request: pytest.FixtureRequest, tmp_path: Path, ort_web: Path
 ) -> Iterator[tuple[bundles.Bundle, Path, str]]:

@@ -4,13 +4,21 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 import toy
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.tree import DecisionTreeClassifier
 
 from workbench.base.errors import BadInput, GateRefused, WorkbenchError
 from workbench.data.contract import Column, Contract
@@ -19,6 +27,7 @@ from workbench.data.recipe import Recipe
 from workbench.models import bundle as bundles
 from workbench.models import edge, graph
 from workbench.models.shelf import Shelf
+from workbench.models.trees import scorer_of
 
 TRICKY = """
 import numpy as np
@@ -148,9 +157,33 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bundles.Bundle, Fe
     return bundle, feed, edge.pack(bundle, folder / "delays.zip", feed)
 
 
+@pytest.mark.parametrize("kind", ["forest", "tree", "boosting", "histograms"])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_trees_are_drawn_to_the_last_bit(kind: str, gaps: bool) -> None:
+    made, seen, other = toy.recipe(), toy.columns(800), toy.columns(2000, 3)
+    x, z = made.encode(seen), made.encode(other)
+    z[::9, made.n_dense] = 99  # a category that nobody has seen
+    if gaps and kind != "boosting":  # which takes none
+        x[::7, 0] = z[::5, 0] = np.nan
+    scorer = scorer_of(GROWN[kind](made.n_dense).fit(x, toy.late(seen)))
+    with torch.no_grad():
+        assert np.array_equal(graph._Trees(scorer)(torch.from_numpy(z)).numpy(), scorer(z))
+
+
+GROWN = {
+    "forest": lambda at: RandomForestClassifier(7, random_state=0),
+    "tree": lambda at: DecisionTreeClassifier(max_depth=5, random_state=0),
+    "boosting": lambda at: GradientBoostingClassifier(n_estimators=9, random_state=0),
+    "histograms": lambda at: HistGradientBoostingClassifier(
+        max_iter=3, categorical_features=[at], random_state=0
+    ),
+}
+
+
 @pytest.mark.slow
-def test_a_logistic_regression_is_packed_too(tmp_path: Path) -> None:
-    bundle = bundles.save(tmp_path / "bundle", **toy.linear_parts())
+@pytest.mark.parametrize("parts", [toy.linear_parts, toy.tree_parts])
+def test_a_model_without_torch_is_packed_too(tmp_path: Path, parts: Callable[[], dict[str, Any]]) -> None:
+    bundle = bundles.save(tmp_path / "bundle", **parts())
     found = edge.pack(bundle, tmp_path / "delays.zip")
     columns = toy.columns(2000, 3)
     assert np.abs(found.runner().scores(columns) - bundle.predictor()(columns)).max() <= 1e-7
@@ -248,10 +281,13 @@ def test_a_fresh_environment_of_150_mb_is_enough(packed: Packed, tmp_path: Path)
         / 1e6
     )
     row = toy.CONTRACT.example()
-    done = subprocess.run(
-        [python, str(found.path), json.dumps(row)], capture_output=True, text=True, cwd=tmp_path
-    )
-    want = float(bundle.predictor()(toy.CONTRACT.parse_rows([row]))[0])
-    assert abs(json.loads(done.stdout)["prediction"] - want) <= 1e-6, done.stderr
+    for name, parts in {"net": None, "linear": toy.linear_parts, "trees": toy.tree_parts}.items():
+        if parts:
+            bundle = bundles.save(tmp_path / name, **parts())
+            found = edge.pack(bundle, tmp_path / f"{name}.zip")
+        command = [python, str(found.path), json.dumps(row)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        want = float(bundle.predictor()(toy.CONTRACT.parse_rows([row]))[0])
+        assert abs(json.loads(done.stdout)["prediction"] - want) <= 1e-6, done.stderr
     print(f"a venv with numpy and onnxruntime: {size_mb:.0f} MB")
     assert size_mb <= 150

@@ -40,6 +40,7 @@ from ..data.recipe import LIMIT, Recipe, load_object
 from .bundle import Bundle
 from .linear import LinearScorer
 from .predictor import build
+from .trees import TreeScorer
 
 if TYPE_CHECKING:
     import onnx
@@ -202,22 +203,78 @@ class _Linear(nn.Module):
         return torch.sigmoid(total).float()
 
 
+# %% ../../notebooks/30_models/54_graph.ipynb #trees
+class _Trees(nn.Module):
+    "A `TreeScorer`, drawn: all rows go down all trees, a level at a time, as in numpy."
+
+    def __init__(self, scorer: TreeScorer) -> None:
+        super().__init__()
+        weights = scorer.weights()
+        bitset = weights.pop("bitset")
+        kept = {name: torch.from_numpy(array) for name, array in weights.items()}
+        whole = {n: a if a.is_floating_point() else a.long() for n, a in kept.items()}
+        self.known = [whole[f"categories.{place}"] for place in range(len(scorer.config["categories"]))]
+        self.order, self.config, self.a = torch.from_numpy(scorer._order), scorer.config, whole
+        codes = np.arange(256)
+        self.chosen = torch.from_numpy(bitset[:, codes // 32] >> (codes % 32).astype("u4") & 1 > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "[n, width] -> probabilities [n]."
+        values, a = self._columns(x[:, self.order].double()), self.a
+        node = a["root"].unsqueeze(0).expand(x.shape[0], -1)
+        for _ in range(self.config["depth"]):
+            value = values.gather(1, a["feature"][node])
+            left = value <= a["threshold"][node]
+            if len(self.chosen):
+                code = torch.nan_to_num(value).long().clamp(0, 255)
+                left = _either(a["bits"][node] >= 0, self._chosen(a["bits"][node], code), left)
+            left = _either(torch.isnan(value), a["missing_left"][node] > 0, left)
+            node = torch.where(left, a["left"][node], a["right"][node])
+        first = a["bias"].unsqueeze(0).expand(x.shape[0], -1)
+        total = torch.cumsum(torch.cat([first, a["value"][node]], 1), 1)[:, -1]
+        mean = self.config["kind"] == "mean"
+        return (total / self.config["trees"] if mean else torch.sigmoid(total)).float()
+
+    def _chosen(self, bits: Tensor, code: Tensor) -> Tensor:
+        "Whether a category is among those that go left."
+        return self.chosen.flatten()[bits.clamp(0) * 256 + code]
+
+    def _columns(self, values: Tensor) -> Tensor:
+        "A category as its place among those seen, else a gap."
+        made = [values[:, place] for place in range(values.shape[1])]
+        for place, known in enumerate(self.known):
+            same = (made[place].unsqueeze(1) == known).double()
+            at = (same * torch.arange(len(known), dtype=torch.float64)).sum(1)
+            made[place] = torch.where(same.sum(1) > 0, at, torch.nan)
+        return torch.stack(made, 1)
+
+
+def _either(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    "`where` of truths, for which onnxruntime has no kernel."
+    return (which & a) | (~which & b)
+
+
+# %% ../../notebooks/30_models/54_graph.ipynb #network-of
 def model_of(bundle: Bundle) -> Any:
     "The model in a bundle, built from its weights, for whoever changes it."
     return build(bundle.meta["model"], bundle.framework, bundle.meta["config"], bundle.weights())
 
 
+_DRAWN: dict[type, type[nn.Module]] = {nn.Module: _Net, LinearScorer: _Linear, TreeScorer: _Trees}
+
+
 def network(
-    model: Any,  # a net, a LinearScorer, or what has a graph already (`onnx_model()`)
+    model: Any,  # a net, a LinearScorer, trees, or what has a graph already (`onnx_model()`)
     width: int,  # of an encoded row
 ) -> "onnx.ModelProto":
     "The graph from `x` (encoded rows) to `probability`."
     if hasattr(model, "onnx_model"):
         return model.onnx_model()
-    if not isinstance(model, nn.Module | LinearScorer):
+    drawn = next((made for kind, made in _DRAWN.items() if isinstance(model, kind)), None)
+    if drawn is None:
         what = f"{type(model).__name__} is a model that nothing here can draw"
-        raise BadInput(what, "a torch module, a LinearScorer, or a model with onnx_model()")
-    module = _Net(model) if isinstance(model, nn.Module) else _Linear(model)
+        raise BadInput(what, "a torch module, a LinearScorer, a TreeScorer, or a model with onnx_model()")
+    module = drawn(model)
     return export(module, {"x": torch.zeros(3, width)}, "probability", type(model).__name__)
 
 
