@@ -176,7 +176,7 @@ def main(rounds: int) -> None:
         os.environ |= here | {
             "WORKBENCH_TRACK": "false"
         }  # the mirror is a process of its own, at the lowest priority
-        print(kernels.start(POOL, "workbench.cli.cli:main", "workbench.cli.kernels:prepare"), flush=True)
+        print(kernels.start(POOL, "workbench.cli.cli:main", "workbench.cli.cli:prepare"), flush=True)
         try:
             with jupyter_scheduler(folder) as asked:
                 for kind, book in write(folder).items():

@@ -221,6 +221,10 @@ d = {
                 "00_base/ledger.html#ledger.create",
                 "workbench/base/ledger.py",
             ),
+            "workbench.base.ledger.Ledger.held": (
+                "00_base/ledger.html#ledger.held",
+                "workbench/base/ledger.py",
+            ),
             "workbench.base.ledger.Ledger.query": (
                 "00_base/ledger.html#ledger.query",
                 "workbench/base/ledger.py",
@@ -431,6 +435,10 @@ d = {
             "workbench.base.records._usage": ("00_base/records.html#_usage", "workbench/base/records.py"),
             "workbench.base.records.current": ("00_base/records.html#current", "workbench/base/records.py"),
             "workbench.base.records.find": ("00_base/records.html#find", "workbench/base/records.py"),
+            "workbench.base.records.ledger_of": (
+                "00_base/records.html#ledger_of",
+                "workbench/base/records.py",
+            ),
             "workbench.base.records.new_id": ("00_base/records.html#new_id", "workbench/base/records.py"),
             "workbench.base.records.process_started": (
                 "00_base/records.html#process_started",
@@ -585,6 +593,7 @@ d = {
             "workbench.cli.cli._sheet": ("95_cli/cli.html#_sheet", "workbench/cli/cli.py"),
             "workbench.cli.cli._usage": ("95_cli/cli.html#_usage", "workbench/cli/cli.py"),
             "workbench.cli.cli.check": ("95_cli/cli.html#check", "workbench/cli/cli.py"),
+            "workbench.cli.cli.command": ("95_cli/cli.html#command", "workbench/cli/cli.py"),
             "workbench.cli.cli.demo": ("95_cli/cli.html#demo", "workbench/cli/cli.py"),
             "workbench.cli.cli.doctor": ("95_cli/cli.html#doctor", "workbench/cli/cli.py"),
             "workbench.cli.cli.lab": ("95_cli/cli.html#lab", "workbench/cli/cli.py"),
@@ -592,6 +601,7 @@ d = {
             "workbench.cli.cli.models": ("95_cli/cli.html#models", "workbench/cli/cli.py"),
             "workbench.cli.cli.options": ("95_cli/cli.html#options", "workbench/cli/cli.py"),
             "workbench.cli.cli.predict": ("95_cli/cli.html#predict", "workbench/cli/cli.py"),
+            "workbench.cli.cli.prepare": ("95_cli/cli.html#prepare", "workbench/cli/cli.py"),
             "workbench.cli.cli.promote": ("95_cli/cli.html#promote", "workbench/cli/cli.py"),
             "workbench.cli.cli.rollback": ("95_cli/cli.html#rollback", "workbench/cli/cli.py"),
             "workbench.cli.cli.run": ("95_cli/cli.html#run", "workbench/cli/cli.py"),

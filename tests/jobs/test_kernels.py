@@ -29,7 +29,7 @@ from workbench.base.records import runs
 from workbench.jobs import kernels, line
 from workbench.jobs.runner import run
 
-TARGET, PREPARE = "workbench.cli.cli:main", "workbench.cli.kernels:prepare"
+TARGET, PREPARE = "workbench.cli.cli:main", "workbench.cli.cli:prepare"
 COMMAND = [sys.executable, "-c", "from workbench.cli.main import main; main()"]
 POOL = 2
 

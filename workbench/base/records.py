@@ -19,6 +19,7 @@ __all__ = [
     "current",
     "new_id",
     "start",
+    "ledger_of",
     "queue",
     "skip",
     "recover",
@@ -294,6 +295,12 @@ def start(
         _finish(run, problem)
 
 
+def ledger_of(ledger: Ledger | None = None) -> Ledger:
+    "The one given, that of the run this code is part of, or the project's."
+    parent = _current.get()
+    return ledger or (parent.ledger if parent else None) or Ledger()
+
+
 def _made(
     kind: str,
     name: str,
@@ -303,8 +310,7 @@ def _made(
     ledger: Ledger | None,
     run_id: str,
 ) -> Run:
-    parent = _current.get()
-    book = ledger or (parent.ledger if parent else None) or Ledger()
+    parent, book = _current.get(), ledger_of(ledger)
     parents = [parent.id] if parent else [x for x in [os.environ.get("WORKBENCH_RUN_ID", "")] if x]
     identity = _identity(book, parents, notebook)
     run = Run(run_id or new_id(), kind, name, status, params=params or {}, parents=parents, identity=identity)

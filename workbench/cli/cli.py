@@ -24,6 +24,8 @@ __all__ = [
     "lab",
     "doctor",
     "demo",
+    "command",
+    "prepare",
     "main",
 ]
 
@@ -34,6 +36,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -392,6 +395,18 @@ def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
 
 
 # %% ../../notebooks/95_cli/30_cli.ipynb #main
+@cache
+def command() -> Any:
+    "The verbs as one command; made once, and in a warm process before anybody waits for it."
+    return typer.main.get_command(app)
+
+
+def prepare() -> None:
+    "What every command does the same way, once, before the first."
+    command()
+    kernels.prepare()
+
+
 def main() -> None:
     "Entry point of the `workbench` command."
     as_json = "--json" in sys.argv
@@ -401,7 +416,7 @@ def main() -> None:
     ):  # a batch system's stop is a stop: recorded, and nothing left behind
         signal.signal(number, _as_ctrl_c)
     try:
-        code = app(standalone_mode=False) or 0
+        code = command()(standalone_mode=False) or 0
         if code == 130:
             code = _say(Stopped("stopped", ""), as_json)
     except typer.exceptions.TyperException as error:

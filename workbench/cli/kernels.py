@@ -19,7 +19,7 @@ from ..base.identity import environment
 from ..jobs import kernels
 
 _COMMAND = "workbench.cli.cli:main"
-_PREPARE = "workbench.cli.kernels:prepare"
+_PREPARE = "workbench.cli.cli:prepare"
 
 
 # %% ../../notebooks/95_cli/22_kernels.ipynb #prepare

@@ -36,7 +36,7 @@ from ..base import html
 from ..base.errors import BadInput, JobFailed, JobTimedOut, Stopped, need
 from ..base.events import get_logger
 from ..base.progress import Tracker, track
-from ..base.records import Ledger, Run, start
+from ..base.records import Ledger, Run, ledger_of, start
 from ..base.settings import load_settings
 from ..base.store import atomic_write
 from . import kept, kernels
@@ -271,17 +271,17 @@ def run(
     book = _prepare(source, given)
     if earlier and earlier.decide:
         earlier.decide(book)
-    noted = {"params": as_json(values), "notebook": source, "ledger": ledger, "run_id": run_id}
+    noted = {"params": as_json(values), "notebook": source, "run_id": run_id}
     with (
         trouble_said(ledger.store.root if ledger else load_settings().store),
-        start("job", name, **noted) as record,
+        (ledger := ledger_of(ledger)).held(),
+        start("job", name, ledger=ledger, **noted) as record,
+        _made_of(record, source, given),
     ):
-        with _made_of(record, source, given):
-            if earlier:
-                record.parents.append(earlier.run.id)
-            _execute(
-                record, book, source.parent, limits, Recorder(record, book, source, as_json(given), earlier)
-            )
+        if earlier:
+            record.parents.append(earlier.run.id)
+        recorder = Recorder(record, book, source, as_json(given), earlier)
+        _execute(record, book, source.parent, limits, recorder)
     return record
 
 
