@@ -137,6 +137,10 @@ d = {
         },
         "workbench.base.events": {
             "workbench.base.events._Lines": ("00_base/events.html#_lines", "workbench/base/events.py"),
+            "workbench.base.events._Lines.__init__": (
+                "00_base/events.html#_lines.__init__",
+                "workbench/base/events.py",
+            ),
             "workbench.base.events._Lines.msg": (
                 "00_base/events.html#_lines.msg",
                 "workbench/base/events.py",

@@ -14,9 +14,8 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TextIO
-
-import structlog
 
 from .settings import load_settings
 
@@ -32,8 +31,14 @@ def say(stream: TextIO, line: str) -> None:
             print(line, file=stream, flush=True)
 
 
-class _Lines(structlog.PrintLogger):
+_fields: ContextVar[dict[str, Any]] = ContextVar("workbench_fields")
+
+
+class _Lines:
     "Writes lines; a full disk behind the stream costs the line, never the work that logs it."
+
+    def __init__(self, stream: TextIO) -> None:
+        self._file = stream
 
     def msg(self, message: str) -> None:
         "Write one line."
@@ -44,12 +49,14 @@ class _Lines(structlog.PrintLogger):
 
 def configure(log_format: str, stream: TextIO | None = None) -> None:
     "Set the process's log format: `text` or `json`."
+    import structlog  # a fifth of what a short command imports, and few commands log
+
     render: Any = structlog.dev.ConsoleRenderer(colors=bool(stream is None and sys.stderr.isatty()))
     if log_format == "json":
         render = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            lambda _logger, _method, event: {**_fields.get({}), **event},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -63,6 +70,8 @@ def configure(log_format: str, stream: TextIO | None = None) -> None:
 # %% ../../notebooks/00_base/30_events.ipynb #get-logger
 def get_logger(name: str) -> Any:
     "A structlog logger for the part called `name`; configured from the profile on first use."
+    import structlog
+
     if not structlog.is_configured():
         configure(load_settings().log_format)
     return structlog.get_logger().bind(part=name)
@@ -71,5 +80,8 @@ def get_logger(name: str) -> Any:
 @contextmanager
 def bound(**fields: Any) -> Iterator[None]:
     "Every event inside carries `fields`."
-    with structlog.contextvars.bound_contextvars(**fields):
+    token = _fields.set({**_fields.get({}), **fields})
+    try:
         yield
+    finally:
+        _fields.reset(token)

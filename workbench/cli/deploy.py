@@ -16,8 +16,6 @@ import typer
 
 from ..base.ledger import Ledger
 from ..base.settings import load_settings, project_root
-from ..models.shelf import Shelf
-from ..serve.app import service_token
 from ..serve.deploy import Service, deploy
 
 
@@ -34,6 +32,9 @@ def write_deployment(
     cpus: Annotated[float, typer.Option(min=0.1, help="Limit of cores.")] = 1.0,
 ) -> None:
     "Write the file that keeps a model served by systemd, Compose or Kubernetes."
+    from workbench.models.shelf import Shelf
+    from workbench.serve.app import service_token
+
     settings, book = load_settings(), Ledger()
     Shelf(book).resolve(model)
     reference = settings.serve_token or ""

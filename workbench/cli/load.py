@@ -11,23 +11,23 @@ __all__ = ["DISTINCT", "varied", "factor", "load_service", "register"]
 # %% ../../notebooks/95_cli/26_load.ipynb #7663f22a
 import json
 import random
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.errors import BadInput
 from ..base.ledger import Ledger
 from ..base.settings import load_settings
-from ..data.contract import Contract
-from ..models import shelf
-from ..serve.app import service_token
-from ..serve.load import Load, Target, load
+
+if TYPE_CHECKING:
+    from workbench.data.contract import Contract
+    from workbench.serve.load import Load
 
 DISTINCT = 2_000  # rows asked in turn
 
 
 # %% ../../notebooks/95_cli/26_load.ipynb #vary
-def varied(contract: Contract, n: int = DISTINCT, seed: int = 0) -> list[dict[str, Any]]:
+def varied(contract: "Contract", n: int = DISTINCT, seed: int = 0) -> list[dict[str, Any]]:
     "Rows like the contract's example, each with other numbers where its limits allow."
     example, draw, rows = contract.example(), random.Random(seed), []
     for _ in range(n):
@@ -98,7 +98,11 @@ def _load(
     anywhere: bool,
     settings: Any,
     book: Ledger,
-) -> Load:
+) -> "Load":
+    from workbench.models import shelf
+    from workbench.serve.app import service_token
+    from workbench.serve.load import Target, load
+
     bundle = shelf.load(model, book)
     target = Target.of(
         url or f"http://{settings.host}:{settings.port}",

@@ -30,8 +30,6 @@ from typing import Annotated
 import typer
 
 from ..serve.autoscale import Goal
-from ..serve.replica import Scale, parse_replicas
-from ..serve.replicas import serve as serve_models
 
 # %% ../../notebooks/95_cli/29_serve.ipynb #options
 Models = Annotated[list[str], typer.Argument(help="NAME@ALIAS or NAME/VERSION; one or more.")]
@@ -62,6 +60,9 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     "Serve a model over HTTP, here or on a cluster, until SIGTERM or Ctrl-C."
+    from workbench.serve.replica import Scale, parse_replicas
+    from workbench.serve.replicas import serve as serve_models
+
     least, most = parse_replicas(replicas)
     scale = Scale(least, most, cpus, Goal(slo_ms=slo_ms), tuple(schedule or ()), zone)
     asked = scale if on == "ray" or scale != Scale(1, 1) else None  # plain `serve` asks for no replicas

@@ -11,14 +11,16 @@ __all__ = ["Name", "Version", "Share", "Off", "AsJson", "shadow", "canary", "reg
 
 # %% ../../notebooks/95_cli/27_traffic.ipynb #cc271b7e
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.errors import BadParameter, NotFound
 from ..base.ledger import Ledger
 from ..release.people import me
-from ..serve import traffic
+
+if TYPE_CHECKING:
+    from workbench.serve import traffic
 
 # %% ../../notebooks/95_cli/27_traffic.ipynb #verb
 Name = Annotated[str, typer.Argument(help="The model.")]
@@ -28,8 +30,10 @@ Off = Annotated[bool, typer.Option("--off", help="Turn it off.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _verb(name: str, mode: traffic.Mode, version: str, share: float | None, off: bool) -> Any:
+def _verb(name: str, mode: "traffic.Mode", version: str, share: float | None, off: bool) -> Any:
     "Turn on, turn off, or nothing of the two: None."
+    from workbench.serve import traffic
+
     book = Ledger()
     if off and (version or share):
         raise BadParameter("--off and a version or share", "give one of the two")
@@ -46,6 +50,8 @@ def shadow(
     name: Name, version: Version = "", share: Share = None, off: Off = False, as_json: AsJson = False
 ) -> None:
     "Let a version watch a share of the traffic, or show what the one that watches has seen."
+    from workbench.serve import traffic
+
     changed = _verb(name, "shadow", version, share, off)
     if changed is not None:
         return print(json.dumps(vars(changed)) if as_json else changed)
@@ -67,6 +73,8 @@ def canary(
     name: Name, version: Version = "", share: Share = None, off: Off = False, as_json: AsJson = False
 ) -> None:
     "Let a version answer a share of the callers, or show how the one that does is doing."
+    from workbench.serve import traffic
+
     changed = _verb(name, "canary", version, share, off)
     if changed is not None:
         return print(json.dumps(vars(changed)) if as_json else changed)

@@ -34,7 +34,6 @@ from ..base.ledger import Ledger
 from ..base.progress import Tracker, track
 from ..base.settings import project_path, project_root
 from ..base.store import atomic_write, sha256_bytes, sha256_file
-from ..models.shelf import Shelf
 
 MODEL = "model:"
 GOOD = ("succeeded", "skipped")
@@ -90,6 +89,8 @@ def levels(waits: dict[str, list[str]]) -> list[list[str]]:
 def digest(target: str, ledger: Ledger) -> str:
     "Content of a file, a glob or a model reference as one sha256; empty when it is not there."
     if target.startswith(MODEL):
+        from workbench.models.shelf import Shelf
+
         try:
             name, version = Shelf(ledger).resolve(target.removeprefix(MODEL))
         except NotFound:
