@@ -11317,6 +11317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'workbench.base.html.show': ('00_base/html.html#show', 'workbench/base/html.py'),
                                      'workbench.base.html.table': ('00_base/html.html#table', 'workbench/base/html.py')},
             'workbench.base.identity': { 'workbench.base.identity._git': ('00_base/identity.html#_git', 'workbench/base/identity.py'),
+                                         'workbench.base.identity._installed': ( '00_base/identity.html#_installed',
+                                                                                 'workbench/base/identity.py'),
                                          'workbench.base.identity._normal': ('00_base/identity.html#_normal', 'workbench/base/identity.py'),
                                          'workbench.base.identity._patch': ('00_base/identity.html#_patch', 'workbench/base/identity.py'),
                                          'workbench.base.identity._places': ('00_base/identity.html#_places', 'workbench/base/identity.py'),

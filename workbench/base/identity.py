@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -80,11 +81,22 @@ def _places() -> list[str]:
     return [place for place in sys.path if not homes & set(Path(place or ".").resolve().parents)]
 
 
+def _installed(place: str) -> dict[str, str]:
+    "Version by name; from the folders' names, since reading 260 of their files takes a sixth of a second."
+    found = {}
+    for path in Path(place or ".").glob("*.*-info"):
+        name, _, version = path.stem.partition("-")
+        if path.suffix != ".dist-info":
+            one = importlib.metadata.PathDistribution(path)
+            name, version = one.metadata["Name"] or name, one.version
+        found[re.sub(r"[-_.]+", "-", name).lower()] = version
+    return found
+
+
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     "Installed distributions, Python and platform, with one `hash` over them."
-    installed = importlib.metadata.distributions(path=_places())
-    found = {d.metadata["Name"].lower(): d.version for d in installed}
+    found = {name: version for place in reversed(_places()) for name, version in _installed(place).items()}
     facts = {
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
