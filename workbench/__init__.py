@@ -26,6 +26,7 @@ Modules:
 - `workbench.base.settings`: The laptop, the cluster and production differ in one file, not in the notebook.
 - `workbench.base.store`: Every file appears whole or not at all, and stays inside its folder.
 - `workbench.cli.approvals`: `workbench approve 7 -m "slices hold"`: a promotion that waits for people is answered, and who said what is kept.
+- `workbench.cli.card`: `workbench card flights@champion --to flights.html`: one page about a model, from its bundle and the records.
 - `workbench.cli.cli`: The same verbs in a terminal.
 - `workbench.cli.client`: A service in a process of its own, asked over real HTTP.
 - `workbench.cli.cluster`: `workbench cluster up`: every kernel from here on connects in a moment.
@@ -191,13 +192,17 @@ Modules:
 - `workbench.models.stream`: A net larger than the memory it may use: built without weights, its layers come from disk while the one before computes, and go when there is no room.
 - `workbench.models.trees`: What scikit-learn grew is kept as arrays and answers in numpy with scikit-learn's own bits.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
+- `workbench.release.card`: One page about a model that a product manager can read: what it is for, how well, for whom, on which rows, what it costs, who said yes.
+- `workbench.release.drawn`: Four small pictures of a model in plain SVG: no library, real text, the same words for those who do not see them.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
+- `workbench.release.known`: All that is known of a version, put together from its bundle and the records.
 - `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
 - `workbench.release.people`: Who may do what; a token is shown once and kept only as its hash.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
 - `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.
+- `workbench.release.told`: The rows of a model card: one function a section, plain data that is shown as a table everywhere.
 - `workbench.release.trial`: One smaller version of a model, measured on the file that would ship: how well, for whom, how fast, how large, at what CPU; and all of them in one table.
 - `workbench.release.trust`: A model from elsewhere, or of before signatures, is taken in by a person who says why.
 - `workbench.serve.app`: The engine on HTTP: the contract is the schema, every refusal names its field, every answer is kept.
@@ -305,6 +310,7 @@ if TYPE_CHECKING:
     from workbench.lab import labels
     from workbench.models.bundle import Bundle
     from workbench.models.shelf import Shelf, load
+    from workbench.release.card import card
     from workbench.release.evidence import measure
     from workbench.release.gates import Gate, default_gates, judge, right_size
     from workbench.release.registry import champion, promote, rollback
@@ -342,6 +348,7 @@ _HOME = {
     "attach": "compute.remote",
     "baselines": "train.baseline",
     "calibrate": "data.limits",
+    "card": "release.card",
     "champion": "release.registry",
     "cluster": "compute.session",
     "cost": "base.bill",

@@ -592,6 +592,10 @@ d = {
                 "workbench/cli/approvals.py",
             ),
         },
+        "workbench.cli.card": {
+            "workbench.cli.card.card": ("95_cli/card.html#card", "workbench/cli/card.py"),
+            "workbench.cli.card.register": ("95_cli/card.html#register", "workbench/cli/card.py"),
+        },
         "workbench.cli.cli": {
             "workbench.cli.cli._as_ctrl_c": ("95_cli/cli.html#_as_ctrl_c", "workbench/cli/cli.py"),
             "workbench.cli.cli._emit": ("95_cli/cli.html#_emit", "workbench/cli/cli.py"),
@@ -8034,6 +8038,73 @@ d = {
                 "workbench/release/approval.py",
             ),
         },
+        "workbench.release.card": {
+            "workbench.release.card.Card": ("60_release/card.html#card", "workbench/release/card.py"),
+            "workbench.release.card.Card.__str__": (
+                "60_release/card.html#card.__str__",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card._repr_html_": (
+                "60_release/card.html#card._repr_html_",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card.markdown": (
+                "60_release/card.html#card.markdown",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card.page": (
+                "60_release/card.html#card.page",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card.save": (
+                "60_release/card.html#card.save",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card.title": (
+                "60_release/card.html#card.title",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card.Card.to_json": (
+                "60_release/card.html#card.to_json",
+                "workbench/release/card.py",
+            ),
+            "workbench.release.card._cell": ("60_release/card.html#_cell", "workbench/release/card.py"),
+            "workbench.release.card._figure": ("60_release/card.html#_figure", "workbench/release/card.py"),
+            "workbench.release.card._filled": ("60_release/card.html#_filled", "workbench/release/card.py"),
+            "workbench.release.card._folded": ("60_release/card.html#_folded", "workbench/release/card.py"),
+            "workbench.release.card._page": ("60_release/card.html#_page", "workbench/release/card.py"),
+            "workbench.release.card._shown": ("60_release/card.html#_shown", "workbench/release/card.py"),
+            "workbench.release.card._table": ("60_release/card.html#_table", "workbench/release/card.py"),
+            "workbench.release.card._tiles": ("60_release/card.html#_tiles", "workbench/release/card.py"),
+            "workbench.release.card.card": ("60_release/card.html#card", "workbench/release/card.py"),
+        },
+        "workbench.release.drawn": {
+            "workbench.release.drawn.Node": ("60_release/drawn.html#node", "workbench/release/drawn.py"),
+            "workbench.release.drawn._arrow": ("60_release/drawn.html#_arrow", "workbench/release/drawn.py"),
+            "workbench.release.drawn._box": ("60_release/drawn.html#_box", "workbench/release/drawn.py"),
+            "workbench.release.drawn._columns": (
+                "60_release/drawn.html#_columns",
+                "workbench/release/drawn.py",
+            ),
+            "workbench.release.drawn._cut": ("60_release/drawn.html#_cut", "workbench/release/drawn.py"),
+            "workbench.release.drawn._dot": ("60_release/drawn.html#_dot", "workbench/release/drawn.py"),
+            "workbench.release.drawn._drawing": (
+                "60_release/drawn.html#_drawing",
+                "workbench/release/drawn.py",
+            ),
+            "workbench.release.drawn._line": ("60_release/drawn.html#_line", "workbench/release/drawn.py"),
+            "workbench.release.drawn._text": ("60_release/drawn.html#_text", "workbench/release/drawn.py"),
+            "workbench.release.drawn.calibration": (
+                "60_release/drawn.html#calibration",
+                "workbench/release/drawn.py",
+            ),
+            "workbench.release.drawn.lineage": (
+                "60_release/drawn.html#lineage",
+                "workbench/release/drawn.py",
+            ),
+            "workbench.release.drawn.moved": ("60_release/drawn.html#moved", "workbench/release/drawn.py"),
+            "workbench.release.drawn.slices": ("60_release/drawn.html#slices", "workbench/release/drawn.py"),
+        },
         "workbench.release.evidence": {
             "workbench.release.evidence.Evidence": (
                 "60_release/evidence.html#evidence",
@@ -8201,6 +8272,64 @@ d = {
             "workbench.release.gates.shadow_gates": (
                 "60_release/gates.html#shadow_gates",
                 "workbench/release/gates.py",
+            ),
+        },
+        "workbench.release.known": {
+            "workbench.release.known.Known": ("60_release/known.html#known", "workbench/release/known.py"),
+            "workbench.release.known.Known.weakest": (
+                "60_release/known.html#known.weakest",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known._checks": (
+                "60_release/known.html#_checks",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known._dates": ("60_release/known.html#_dates", "workbench/release/known.py"),
+            "workbench.release.known._levels": (
+                "60_release/known.html#_levels",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known._newest": (
+                "60_release/known.html#_newest",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known._parents": (
+                "60_release/known.html#_parents",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known._read": ("60_release/known.html#_read", "workbench/release/known.py"),
+            "workbench.release.known._verdict": (
+                "60_release/known.html#_verdict",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.checked": (
+                "60_release/known.html#checked",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.describe": (
+                "60_release/known.html#describe",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.described": (
+                "60_release/known.html#described",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.drifted": (
+                "60_release/known.html#drifted",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.evidence_of": (
+                "60_release/known.html#evidence_of",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.gather": ("60_release/known.html#gather", "workbench/release/known.py"),
+            "workbench.release.known.limits_of": (
+                "60_release/known.html#limits_of",
+                "workbench/release/known.py",
+            ),
+            "workbench.release.known.purpose": (
+                "60_release/known.html#purpose",
+                "workbench/release/known.py",
             ),
         },
         "workbench.release.labelgate": {
@@ -8380,12 +8509,24 @@ d = {
                 "60_release/resample.html#_weighted_auc",
                 "workbench/release/resample.py",
             ),
+            "workbench.release.resample.auc_interval": (
+                "60_release/resample.html#auc_interval",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample.curve": (
+                "60_release/resample.html#curve",
+                "workbench/release/resample.py",
+            ),
             "workbench.release.resample.interval": (
                 "60_release/resample.html#interval",
                 "workbench/release/resample.py",
             ),
             "workbench.release.resample.is_tie": (
                 "60_release/resample.html#is_tie",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample.rate_interval": (
+                "60_release/resample.html#rate_interval",
                 "workbench/release/resample.py",
             ),
             "workbench.release.resample.resampled": (
@@ -8409,6 +8550,49 @@ d = {
             ),
             "workbench.release.slim.net_ways": ("60_release/slim.html#net_ways", "workbench/release/slim.py"),
             "workbench.release.slim.slim": ("60_release/slim.html#slim", "workbench/release/slim.py"),
+        },
+        "workbench.release.told": {
+            "workbench.release.told._day": ("60_release/told.html#_day", "workbench/release/told.py"),
+            "workbench.release.told._own": ("60_release/told.html#_own", "workbench/release/told.py"),
+            "workbench.release.told._promoted": (
+                "60_release/told.html#_promoted",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.contract_rows": (
+                "60_release/told.html#contract_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.data_rows": (
+                "60_release/told.html#data_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.decision_rows": (
+                "60_release/told.html#decision_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.drift_line": (
+                "60_release/told.html#drift_line",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.drift_rows": (
+                "60_release/told.html#drift_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.figures": ("60_release/told.html#figures", "workbench/release/told.py"),
+            "workbench.release.told.gate_rows": (
+                "60_release/told.html#gate_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.graph_of": ("60_release/told.html#graph_of", "workbench/release/told.py"),
+            "workbench.release.told.metric_rows": (
+                "60_release/told.html#metric_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.slice_rows": (
+                "60_release/told.html#slice_rows",
+                "workbench/release/told.py",
+            ),
+            "workbench.release.told.state_of": ("60_release/told.html#state_of", "workbench/release/told.py"),
         },
         "workbench.release.trial": {
             "workbench.release.trial.Slimmed": (

@@ -49,6 +49,7 @@ from ..base.ledger import Ledger
 from ..base.settings import project_path
 from workbench.cli import (
     approvals,
+    card,
     cluster,
     cost,
     debug,
@@ -75,6 +76,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 approvals.register(app)
+card.register(app)
 cluster.register(app)
 cost.register(app)
 kernels.register(app)

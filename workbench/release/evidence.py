@@ -34,7 +34,7 @@ from ..data.feed import Feed
 from ..data.labels import Audit
 from ..models.bundle import Bundle, plain
 from ..models.shelf import as_bundle
-from .resample import resampled
+from .resample import curve, resampled
 from ..serve.comparison import ShadowReport
 from ..serve.engine import Engine
 from ..train.metrics import score, slices
@@ -65,6 +65,7 @@ class Evidence:
     draws: dict[str, list[float]] = field(default_factory=dict)  # a metric on rows drawn again, once a draw
     missing: list[dict[str, Any]] = field(default_factory=list)  # column, auc without it, loss; worst first
     usd_per_1000: float | None = None  # compute of 1,000 requests of one row
+    curve: list[dict[str, Any]] = field(default_factory=list)  # score against rate, in ten bins
     shadow: dict[str, Any] = field(default_factory=dict)  # what it did beside the champion, on real traffic
 
     def to_json(self) -> dict[str, Any]:
@@ -164,11 +165,10 @@ def _nothing(values: np.ndarray) -> np.ndarray:
     return np.full(len(values), np.nan)
 
 
-def _calibration(y: np.ndarray, p: np.ndarray, bins: int = 10) -> float:
+def _calibration(bins: list[dict[str, Any]]) -> float:
     "Expected calibration error (Naeini 2015): mean distance of score and rate over bins of equal size."
-    parts = np.array_split(np.argsort(p, kind="stable"), bins)
-    return float(
-        sum(abs(p[part].mean() - y[part].mean()) * len(part) for part in parts if len(part)) / len(y)
+    return sum(abs(row["score"] - row["rate"]) * row["rows"] for row in bins) / sum(
+        row["rows"] for row in bins
     )
 
 
@@ -220,10 +220,11 @@ def measure(
             found = _scores(bundle, columns, len(y), tracker)
             missing = _without(bundle, columns, y, tracker)
             spent, skew = _ask(bundle, feed, found, calls, tracker, ledger)
+        bins = curve(y, found)
         evidence = Evidence(
             bundle.ref,
             bundle.digest,
-            score(y, found) | {"calibration": _calibration(y, found)} | _audited(labels, feed),
+            score(y, found) | {"calibration": _calibration(bins)} | _audited(labels, feed),
             [{**row, "group": str(row["group"])} for row in slices(y, found, groups)],
             *(float(value) for value in np.percentile(spent, [50, 99])),
             serving_skew=skew,
@@ -234,6 +235,7 @@ def measure(
             trained_on=str(bundle.lineage.get("data") or ""),
             draws=resampled(y, found),
             missing=missing,
+            curve=bins,
             shadow=_shadowed(shadow, bundle),
             usd_per_1000=float(spent.mean()) / 3.6e3 * load_settings().cpu_usd_per_h,
         )
