@@ -1768,6 +1768,10 @@ d = {
                 "20_data/blocks.html#blocks._decode",
                 "workbench/data/blocks.py",
             ),
+            "workbench.data.blocks.Blocks._fill": (
+                "20_data/blocks.html#blocks._fill",
+                "workbench/data/blocks.py",
+            ),
             "workbench.data.blocks.Blocks._load": (
                 "20_data/blocks.html#blocks._load",
                 "workbench/data/blocks.py",
@@ -1782,6 +1786,10 @@ d = {
             ),
             "workbench.data.blocks.Blocks._take": (
                 "20_data/blocks.html#blocks._take",
+                "workbench/data/blocks.py",
+            ),
+            "workbench.data.blocks.Blocks._tiles": (
+                "20_data/blocks.html#blocks._tiles",
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks.Blocks.free": (
@@ -1801,6 +1809,7 @@ d = {
                 "workbench/data/blocks.py",
             ),
             "workbench.data.blocks._named": ("20_data/blocks.html#_named", "workbench/data/blocks.py"),
+            "workbench.data.blocks._packed": ("20_data/blocks.html#_packed", "workbench/data/blocks.py"),
             "workbench.data.blocks.live": ("20_data/blocks.html#live", "workbench/data/blocks.py"),
         },
         "workbench.data.cache": {
@@ -1817,14 +1826,16 @@ d = {
                 "20_data/cache.html#unitcache.put",
                 "workbench/data/cache.py",
             ),
-            "workbench.data.cache.UnitCache.read": (
-                "20_data/cache.html#unitcache.read",
+            "workbench.data.cache.UnitCache.tiles": (
+                "20_data/cache.html#unitcache.tiles",
                 "workbench/data/cache.py",
             ),
-            "workbench.data.cache._blocks": ("20_data/cache.html#_blocks", "workbench/data/cache.py"),
+            "workbench.data.cache._damaged": ("20_data/cache.html#_damaged", "workbench/data/cache.py"),
             "workbench.data.cache._read": ("20_data/cache.html#_read", "workbench/data/cache.py"),
+            "workbench.data.cache._sum": ("20_data/cache.html#_sum", "workbench/data/cache.py"),
             "workbench.data.cache._write": ("20_data/cache.html#_write", "workbench/data/cache.py"),
             "workbench.data.cache.checksum": ("20_data/cache.html#checksum", "workbench/data/cache.py"),
+            "workbench.data.cache.file_bytes": ("20_data/cache.html#file_bytes", "workbench/data/cache.py"),
         },
         "workbench.data.cast": {
             "workbench.data.cast._cast": ("20_data/cast.html#_cast", "workbench/data/cast.py"),
@@ -2999,8 +3010,10 @@ d = {
                 "workbench/data/loader.py",
             ),
             "workbench.data.loader.cut": ("20_data/loader.html#cut", "workbench/data/loader.py"),
+            "workbench.data.loader.gather": ("20_data/loader.html#gather", "workbench/data/loader.py"),
             "workbench.data.loader.landing": ("20_data/loader.html#landing", "workbench/data/loader.py"),
             "workbench.data.loader.shape_of": ("20_data/loader.html#shape_of", "workbench/data/loader.py"),
+            "workbench.data.loader.spread": ("20_data/loader.html#spread", "workbench/data/loader.py"),
         },
         "workbench.data.manifest": {
             "workbench.data.manifest.Manifest": (
@@ -3572,6 +3585,14 @@ d = {
                 "20_data/shuffle.html#order.plan",
                 "workbench/data/shuffle.py",
             ),
+            "workbench.data.shuffle.Order.runs": (
+                "20_data/shuffle.html#order.runs",
+                "workbench/data/shuffle.py",
+            ),
+            "workbench.data.shuffle.Order.tiles": (
+                "20_data/shuffle.html#order.tiles",
+                "workbench/data/shuffle.py",
+            ),
             "workbench.data.shuffle.Order.unit_order": (
                 "20_data/shuffle.html#order.unit_order",
                 "workbench/data/shuffle.py",
@@ -3595,16 +3616,21 @@ d = {
             ),
             "workbench.data.shuffle._lanes": ("20_data/shuffle.html#_lanes", "workbench/data/shuffle.py"),
             "workbench.data.shuffle._taken": ("20_data/shuffle.html#_taken", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle._tiled": ("20_data/shuffle.html#_tiled", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle._turned": ("20_data/shuffle.html#_turned", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.bounds": ("20_data/shuffle.html#bounds", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.deal": ("20_data/shuffle.html#deal", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.dealt": ("20_data/shuffle.html#dealt", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.drawn": ("20_data/shuffle.html#drawn", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.left": ("20_data/shuffle.html#left", "workbench/data/shuffle.py"),
-            "workbench.data.shuffle.mixed": ("20_data/shuffle.html#mixed", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.packed": ("20_data/shuffle.html#packed", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.quality": ("20_data/shuffle.html#quality", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.run_order": (
+                "20_data/shuffle.html#run_order",
+                "workbench/data/shuffle.py",
+            ),
             "workbench.data.shuffle.share": ("20_data/shuffle.html#share", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.shuffled": ("20_data/shuffle.html#shuffled", "workbench/data/shuffle.py"),
+            "workbench.data.shuffle.tiles": ("20_data/shuffle.html#tiles", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.whole": ("20_data/shuffle.html#whole", "workbench/data/shuffle.py"),
             "workbench.data.shuffle.woven": ("20_data/shuffle.html#woven", "workbench/data/shuffle.py"),
         },

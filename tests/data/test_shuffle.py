@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from workbench.base.errors import BadInput
 from workbench.data.shuffle import (
+    RUN,
     TILE,
+    TURN,
     Cut,
     Leg,
     Order,
@@ -16,8 +18,10 @@ from workbench.data.shuffle import (
     deal,
     dealt,
     left,
-    mixed,
+    packed,
     quality,
+    run_order,
+    tiles,
     woven,
 )
 
@@ -99,22 +103,39 @@ def test_a_unit_order_is_a_permutation(rows: int, unit: int) -> None:
 
 
 def test_any_tile_comes_from_all_of_its_unit() -> None:
-    found = mixed(64 * TILE, seed=1, epoch=2, unit=3).reshape(64, TILE)
-    assert all(np.ptp(part) > 0.9 * 64 * TILE for part in found)
-    assert min(part.std() for part in found) > 0.95 * found.std()
+    rows, found = np.arange(64 * TILE), np.empty(64 * TILE, np.int64)
+    packed(rows, run_order(len(rows)), 0, found)
+    assert sorted(found) == rows.tolist()
+    assert all(np.ptp(part) > 0.9 * len(rows) for part in found.reshape(64, TILE))
+    assert min(part.std() for part in found.reshape(64, TILE)) > 0.98 * found.std()
 
 
-@given(st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=6))
+@pytest.mark.parametrize("rows", [5, RUN, 3 * RUN + 7, TILE, 2 * TILE + RUN + 1])
+def test_tiles_are_packed_one_by_one(rows: int) -> None:
+    "Any tile by itself is what it is in the whole, for rows of any shape."
+    place, runs = np.arange(rows * 6).reshape(rows, 2, 3), run_order(rows)
+    whole = np.empty_like(place)
+    packed(place, runs, 0, whole)
+    for first, order in tiles(rows, seed=1, epoch=2, unit=3):
+        out = np.empty((len(order), 2, 3), np.int64)
+        packed(place, runs, first, out)
+        assert np.array_equal(out, whole[first : first + len(order)])
+    assert np.array_equal(np.sort(whole[:, 0, 0]), place[:, 0, 0])
+
+
+@given(st.lists(st.lists(st.integers(0, 20), max_size=3), min_size=1, max_size=6), st.sampled_from([1, TURN]))
 @settings(max_examples=60, deadline=None)
-def test_lanes_are_woven_in_turn_whatever_their_parts(sizes: list[list[int]]) -> None:
+def test_lanes_are_woven_in_turn_whatever_their_parts(sizes: list[list[int]], turn: int) -> None:
     lanes, at = [], 0
     for parts in sizes:
         lanes.append([np.arange(at + sum(parts[:k]), at + sum(parts[: k + 1])) for k in range(len(parts))])
         at += sum(parts)
     queues, want = [np.concatenate([[], *parts]).tolist() for parts in lanes], []
+    starts, counts = np.array([queue[0] if queue else 0 for queue in queues]), np.array([*map(len, queues)])
     while any(queues):
-        want += [queue.pop(0) for queue in queues if queue]
-    assert woven(lanes).tolist() == want
+        want += [queue.pop(0) for queue in queues for _ in range(min(turn, len(queue)))]
+    assert woven(lanes, turn).tolist() == want
+    assert turn != TURN or dealt(starts, counts).tolist() == want
 
 
 def test_unit_orders_are_unlike_each_other_and_the_source() -> None:

@@ -1,6 +1,6 @@
 """Units are read ahead by threads into memory that is used again and again, in the order in which they are needed.
 
-- All decoded units lie in one arena a field, so a batch is one gather over all of them. A thread lays out a unit's rows, and permutes them on the way into the arena while they are in the processor's cache: the gather then runs along the lanes, and memory is read in the order in which it lies.
+- All decoded units lie in one arena a field, so a batch is one gather over all of them. A thread lays out a unit's rows, picks them tile by tile and permutes each tile on the way into the arena while it is in the processor's cache: the gather then runs along the lanes, eight rows at once, and memory is read in the order in which it lies.
 - The arena has a slot for each unit that the plan needs at once, and one more for each thread and one ahead: memory does not grow with the data, and nothing waits for a slot for ever.
 - Threads read; pyarrow and numpy let go of the interpreter while they work. What comes out depends on the plan only, never on which thread was faster.
 - What goes wrong in a thread is kept with its unit and raised where that unit is needed, with file and row group."""
@@ -13,14 +13,15 @@ __all__ = ["AHEAD", "live", "Blocks"]
 # %% ../../notebooks/20_data/15_blocks.ipynb #a3cc972a
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from ..base.errors import BadFeed, WorkbenchError
-from .cache import UnitCache
-from .packing import Packing, Unit, lay, read_piece
-from .shuffle import Block, Cut, Order
+from .cache import Tiles, UnitCache, file_bytes
+from .packing import Packing, Unit, lay, read_piece, row_bytes
+from .shuffle import TILE, TURN, Block, Cut, Order, packed
 from .stalls import reading, stage
 
 AHEAD = 1  # units that are read before they are needed, besides one a thread
@@ -48,6 +49,13 @@ def _named(error: BaseException, where: str) -> BaseException:
     return named
 
 
+def _packed(laid: Sequence[np.ndarray], runs: np.ndarray, first: int, arrays: Sequence[np.ndarray]) -> bool:
+    "The tiles of a unit that was laid out in the order of its file."
+    for place, out in zip(laid, arrays, strict=True):
+        packed(place, runs, first, out)
+    return True
+
+
 # %% ../../notebooks/20_data/15_blocks.ipynb #blocks
 class Blocks:
     "The blocks of a plan, read ahead."
@@ -62,7 +70,7 @@ class Blocks:
         cache: UnitCache | None = None,
     ) -> None:
         self.blocks, self.units, self.packing, self.order, self.cache = blocks, units, packing, order, cache
-        self.most = max(order.rows)
+        self.most = -(-max(order.rows) // TURN) * TURN
         slots = min(live(blocks) + threads + AHEAD, len(blocks))
         self.arenas = [field.empty(slots, self.most) for field in packing.fields]
         self.rows = [arena.reshape(-1, *arena.shape[2:]) for arena in self.arenas]
@@ -133,25 +141,47 @@ class Blocks:
         "The rows of a cut into a slot, in the order in which they are drawn."
         unit, rows = cut.unit, self.order.rows[cut.unit]
         slots = [arena[slot, : cut.rows] for arena in self.arenas]
-        straight = not self.order.shuffle and cut.rows == rows
-        places = slots if straight else [array[:rows] for array in self._room()]
-        if self.cache is None:
-            self._decode(unit, places)
-        elif not self.cache.read(unit, places):
-            self._decode(unit, places)
-            self.cache.put(unit, places)
-        if straight:
-            return
-        with stage("shuffle"):
-            order = self.order.unit_order(unit)[cut.start : cut.stop]
-            for place, out in zip(places, slots, strict=True):
-                np.take(place, order, axis=0, out=out, mode="clip")
+        if self.cache is not None:
+            with self.cache.tiles(unit, file_bytes(rows, row_bytes(self.packing))) as tiles:
+                if tiles is not None and self._fill(cut, slots, tiles):
+                    return
+        elif not self.order.shuffle and cut.rows == rows:
+            return self._decode(unit, slots)
+        laid = [array[:rows] for array in self._room("laid", self.most)]
+        self._decode(unit, laid)
+        tiles = partial(_packed, laid, self.order.runs(unit))
+        if self.cache is not None:
+            self.cache.put(unit, self._tiles(rows, tiles))
+        self._fill(cut, slots, tiles)
 
-    def _room(self) -> list[np.ndarray]:
-        "This thread's memory for a unit."
-        if not hasattr(self._local, "room"):
-            self._local.room = [field.empty(self.most) for field in self.packing.fields]
-        return self._local.room
+    def _fill(self, cut: Cut, slots: Sequence[np.ndarray], tiles: Tiles) -> bool:
+        "Draw the rows of a cut tile by tile, each from the processor's cache; False when one is damaged."
+        at = -cut.start
+        for first, order in self.order.tiles(cut.unit):
+            part = order[max(0, -at) : max(0, cut.rows - at)]
+            if len(part):
+                tile = [array[: len(order)] for array in self._room("tile", TILE)]
+                if not tiles(first, tile):
+                    return False
+                with stage("shuffle"):
+                    for rows, out in zip(tile, slots, strict=True):
+                        into = out[max(0, at) : max(0, at) + len(part)]
+                        np.take(rows, part, axis=0, out=into, mode="clip")
+            at += len(order)
+        return True
+
+    def _tiles(self, rows: int, tiles: Tiles) -> Iterator[list[np.ndarray]]:
+        "All tiles of a unit, one after the other, in the same memory."
+        for first in range(0, rows, TILE):
+            tile = [array[: rows - first] for array in self._room("tile", TILE)]
+            tiles(first, tile)
+            yield tile
+
+    def _room(self, name: str, rows: int) -> list[np.ndarray]:
+        "This thread's memory for so many rows."
+        if not hasattr(self._local, name):
+            setattr(self._local, name, [field.empty(rows) for field in self.packing.fields])
+        return getattr(self._local, name)
 
     def _decode(self, unit: int, places: Sequence[np.ndarray]) -> None:
         "Read a unit piece by piece, and lay out each."

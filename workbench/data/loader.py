@@ -24,6 +24,8 @@ __all__ = [
     "Cuda",
     "cut",
     "landing",
+    "spread",
+    "gather",
     "Pass",
     "Batches",
     "shape_of",
@@ -47,7 +49,7 @@ from ..base.store import sha256_bytes
 from .blocks import Blocks
 from .cache import UnitCache
 from .packing import Packing, Piece, row_bytes, units
-from .shuffle import LANES, Cut, Leg, Order, Plan, bounds, woven
+from .shuffle import LANES, TURN, Cut, Leg, Order, Plan, bounds, woven
 from .stalls import LOAD, QUIET_S, arrived, stage, stuck
 
 POOL_MB = 256  # of decoded units; fewer lanes when they are larger, never under 4
@@ -56,7 +58,7 @@ CHUNK_BYTES = 2 << 20  # of narrow rows so many more, up to
 CHUNK_ROWS = 32_768
 PREFETCH = 4  # chunks that are ready before they are asked for
 JOIN_S = 5.0  # how long an end waits for a read that goes on
-VERSION = 3
+VERSION = 4
 UNUSED = 3  # references to an array that only its list, a loop and the question itself hold
 
 
@@ -157,6 +159,18 @@ def landing(device: str) -> Host | Cuda:
     return Host(wrap, PREFETCH + 2)
 
 
+# %% ../../notebooks/20_data/17_loader.ipynb #gather
+def spread(places: np.ndarray, turn: int) -> np.ndarray:
+    "The single rows of places that hold `turn` rows each."
+    return (places[:, None] * turn + np.arange(turn)).ravel()
+
+
+def gather(rows: np.ndarray, places: np.ndarray, turn: int, out: np.ndarray) -> None:
+    "The rows at some places, `turn` at each, one after the other."
+    wide = rows.reshape(len(rows) // turn, -1)
+    np.take(wide, places, axis=0, out=out.reshape(len(places), -1), mode="clip")
+
+
 # %% ../../notebooks/20_data/17_loader.ipynb #pass
 class Pass:
     "One walk through a plan, in threads of its own."
@@ -199,8 +213,8 @@ class Pass:
         except BaseException as error:  # raised again in the loop that asks for batches
             self.out.put(error)
 
-    def _indices(self) -> Iterator[np.ndarray]:
-        "Rows of the arena, window by window, in the order in which they are drawn."
+    def _indices(self) -> Iterator[tuple[np.ndarray, int]]:
+        "(places in the arena, rows at each), window by window, in the order in which they are drawn."
         held: list[dict[int, int]] = [{} for _ in self.plan.lanes]  # of each lane: block -> its first row
         upcoming = 0
         for window in range(self.window, self.plan.windows):
@@ -210,34 +224,41 @@ class Pass:
                 held[self.wanted[upcoming].lane][upcoming] = first
                 upcoming += 1
             with stage("shuffle"):
-                index = self._window(window, held)
-            yield index[max(0, self.start - int(self.plan.before[window])) :]
+                index, turn = self._window(window, held)
+                past = max(0, self.start - int(self.plan.before[window]))
+                if past % turn:
+                    index, turn = spread(index, turn), 1
+            yield index[past // turn :], turn
             for lane in held:
                 for number in [number for number in lane if self.wanted[number].last <= window]:
                     del lane[number]
                     self.blocks.free(number)
 
-    def _window(self, window: int, held: Sequence[Mapping[int, int]]) -> np.ndarray:
-        "Rows of the arena of one window."
+    def _window(self, window: int, held: Sequence[Mapping[int, int]]) -> tuple[np.ndarray, int]:
+        "Places in the arena of one window's rows, and how many rows lie at each."
         before, after = (self.plan.taken[at].tolist() for at in (window, window + 1))
-        return woven([self._parts(*found) for found in zip(held, before, after, strict=True)])
+        lanes = [self._parts(*found) for found in zip(held, before, after, strict=True)]
+        turn = TURN if all(edge % TURN == 0 for parts in lanes for part in parts for edge in part) else 1
+        places = [[np.arange(start // turn, stop // turn) for start, stop in parts] for parts in lanes]
+        return woven(places, TURN // turn), turn
 
-    def _parts(self, lane: Mapping[int, int], first: int, last: int) -> list[np.ndarray]:
-        "Rows of the arena for rows `first` to `last` of a lane."
+    def _parts(self, lane: Mapping[int, int], first: int, last: int) -> list[tuple[int, int]]:
+        "Where in the arena rows `first` to `last` of a lane begin and end."
         found = []
         for number, row in lane.items():
             block = self.wanted[number]
             start, stop = max(first, block.at), min(last, block.at + block.cut.rows)
             if start < stop:
-                found.append(np.arange(row + start - block.at, row + stop - block.at))
+                found.append((row + start - block.at, row + stop - block.at))
         return found
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, list[Any]]]:
         "(edges of the batches, arrays): as many whole batches as fit in a chunk, one at least."
-        indices, index = self._indices(), np.zeros(0, np.int64)
+        indices, index, turn = self._indices(), np.zeros(0, np.int64), 1
         step, steps = 0, len(self.edges) - 1
         most = max(CHUNK, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes(self.blocks.packing)))
         each = max(1, most // int(max(1, self.edges[1] - self.edges[0]))) if steps else 1
+        each = each // TURN * TURN or each
         while step < steps:
             edges = self.edges[step : step + each + 1] - self.edges[step]
             outs, at = self._room(int(edges[-1])), 0
@@ -245,12 +266,16 @@ class Pass:
                 if not len(index):
                     if (found := next(indices, None)) is None:
                         return  # stopped
-                    index = found
+                    index, turn = found
+                count = (int(edges[-1]) - at) // turn
+                if not count:  # the chunk ends between rows that lie at one place
+                    index, turn = spread(index, turn), 1
+                    continue
                 with stage("shuffle"):
-                    part = index[: int(edges[-1]) - at]
+                    part, stop = index[:count], at + len(index[:count]) * turn
                     for rows, out in zip(self.blocks.rows, outs, strict=True):
-                        np.take(rows, part, axis=0, out=out[at : at + len(part)], mode="clip")
-                index, at = index[len(part) :], at + len(part)
+                        gather(rows, part, turn, out[at:stop])
+                index, at = index[count:], stop
             with stage("copy"):
                 chunk = self.landing.send(outs)
             yield edges, chunk
@@ -345,7 +370,7 @@ class Batches:
         return self
 
     def _blocks(self, wanted: Sequence[Any]) -> Blocks:
-        cache = UnitCache(self.cache) if self.cache else None
+        cache = UnitCache(self.cache, self.shuffle) if self.cache else None
         return Blocks(wanted, self.units, self.packing, self._order, self.threads, cache)
 
     def __iter__(self) -> Iterator[Any]:

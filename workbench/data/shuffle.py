@@ -2,7 +2,8 @@
 
 - Data is read in units (a row group, or several small ones). An epoch permutes the units, deals them to ranks and to lanes; a rank draws from all its lanes at once. A batch mixes rows of as many units as there are lanes.
 - Lanes move at nearly one speed and end together, each a share of a unit ahead of the next: one unit at a time is new, never all of them.
-- Inside a unit rows are permuted tile by tile: a tile is 1,024 rows from all over the unit. Tiles come in an order of the epoch, their rows by one of 64 permutations of the epoch, turned by another number for every tile: as good to look at as a fresh one, at a tenth of the time.
+- Inside a unit rows are permuted tile by tile: a tile is 8,192 rows from all over the unit. Tiles come in an order of the epoch, their rows by one of 16 permutations of the epoch, turned by another number for every tile: as good to look at as a fresh one, for nothing.
+- A lane gives eight rows at once: eight times fewer places to look for, and a batch of 128 still has all lanes.
 - The order does not depend on the batch size, on threads or on time. A position in it is a number of rows, so a resume is a subtraction.
 - Each rank gets the same number of rows, or one more; the number of batches is the same for all, as DDP needs, and the last one takes the odd row.
 - A change of the number of ranks starts a new leg: what the ranks of the old one have not drawn is dealt again. Every row comes once an epoch, whatever happens."""
@@ -13,6 +14,7 @@
 __all__ = [
     "LANES",
     "WINDOW",
+    "TURN",
     "TILE",
     "RUN",
     "KEPT",
@@ -26,7 +28,9 @@ __all__ = [
     "dealt",
     "drawn",
     "left",
-    "mixed",
+    "run_order",
+    "tiles",
+    "packed",
     "woven",
     "Leg",
     "Order",
@@ -45,10 +49,11 @@ import numpy as np
 from ..base.errors import BadInput
 
 LANES = 16  # units that a batch is drawn from: quality of the shuffle against memory
-WINDOW = 32_768  # rows for which the shares of the lanes are fixed
-TILE = 1024  # rows of a unit that are drawn one after the other
-RUN = 32  # of them that are neighbours
-KEPT = 64  # permutations of a tile in an epoch
+WINDOW = 65_536  # rows for which the shares of the lanes are fixed
+TURN = 8  # rows that a lane gives at once
+TILE = 8192  # rows of a unit that are drawn one after the other: they fit in the second-level cache
+RUN = 32  # of them that are neighbours in the unit
+KEPT = 16  # permutations of a tile in an epoch
 
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #cut
@@ -115,7 +120,9 @@ def _taken(rows: np.ndarray, unit: int, windows: int) -> np.ndarray:
     ahead = np.zeros_like(time)
     if rows.min() >= 3 * unit:  # in the first and the last unit, lanes move at 0.5 to 1.5 of the mean speed
         ahead = unit * np.minimum(np.minimum(time, 1 - time) * (rows.min() / unit), 1)
-    return np.floor(rows * time + ahead * (place - 0.5) + place).astype(np.int64)
+    found = np.floor(rows * time + ahead * (place - 0.5) + place).astype(np.int64)
+    found[1:-1] -= found[1:-1] % TURN
+    return found
 
 
 @dataclass(frozen=True)
@@ -159,13 +166,9 @@ class Plan:
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #deal-rows
 def dealt(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    "One number of each lane in turn, until all are out: lane `i` holds `counts[i]` numbers from `starts[i]` on."
-    least, most = int(counts.min()), int(counts.max())
-    even = (np.arange(least)[:, None] + starts).ravel()
-    if least == most:
-        return even
-    places = np.arange(least, most)[:, None]
-    return np.concatenate([even, (places + starts)[places < counts]])
+    "`TURN` numbers of each lane in turn, until all are out: lane `i` holds `counts[i]` numbers from `starts[i]` on."
+    places = np.arange(-(-int(counts.max()) // TURN) * TURN).reshape(-1, 1, TURN)
+    return (places + starts[:, None])[places < counts[:, None]]
 
 
 def drawn(plan: Plan, rows: int) -> np.ndarray:
@@ -191,45 +194,62 @@ def left(plan: Plan, rows: int) -> list[Cut]:
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #mixed
 @lru_cache(maxsize=8)
-def _tiled(count: int, seed: int, epoch: int) -> np.ndarray:
-    "int64 [64, 1025, 1024]: permutations of the first of `count` tiles' rows, turned in every way; no copies."
-    rng = np.random.default_rng([seed, epoch, 1])
-    run, row = np.divmod(rng.permuted(np.tile(np.arange(TILE), (KEPT, 1)), axis=1), RUN)
-    return np.lib.stride_tricks.sliding_window_view(np.tile(run * (count * RUN) + row, 2), TILE, axis=1)
+def run_order(rows: int) -> np.ndarray:
+    "int64 [runs]: the runs of a unit, tile after tile, one of each stretch of the unit in every tile."
+    count, each = rows // TILE, TILE // RUN
+    runs = np.arange(rows // RUN)
+    stretches = runs[: count * each].reshape(each, -1)
+    runs[: count * each] = np.random.default_rng(rows).permuted(stretches, axis=1).T.ravel()
+    return runs
 
 
-def mixed(rows: int, seed: int, epoch: int, unit: int) -> np.ndarray:
-    "int64 [rows]: the rows of a unit in the order in which they are drawn."
+@lru_cache(maxsize=2)
+def _turned(seed: int, epoch: int) -> np.ndarray:
+    "int64 [16, 8193, 8192]: permutations of the rows of a tile, turned in every way; no copies."
+    found = np.random.default_rng([seed, epoch, 1]).permuted(np.tile(np.arange(TILE), (KEPT, 1)), axis=1)
+    return np.lib.stride_tricks.sliding_window_view(np.tile(found, 2), TILE, axis=1)
+
+
+def tiles(rows: int, seed: int, epoch: int, unit: int) -> list[tuple[int, np.ndarray]]:
+    "The tiles of a unit as they are drawn: (first row, order of its rows); rows counted as `run_order` puts them."
     rng, count = np.random.default_rng([seed, epoch, 2, unit]), rows // TILE
-    if not count:
-        return rng.permutation(rows)
-    rest = rows - count * TILE  # in no tile: drawn between two of them
-    at, kept = int(rng.integers(count + 1)), _tiled(count, seed, epoch)
-    chosen, turned = rng.integers(KEPT, size=count), rng.integers(TILE, size=count)
-    first, found = rng.permutation(count)[:, None] * RUN, np.empty(rows, np.int64)
-    found[at * TILE : at * TILE + rest] = rng.permutation(rest) + count * TILE
-    for tiles, part in ((slice(at), found[: at * TILE]), (slice(at, None), found[at * TILE + rest :])):
-        np.add(kept[chosen[tiles], turned[tiles]], first[tiles], out=part.reshape(-1, TILE))
-    return found
+    kept = _turned(seed, epoch) if count else None
+    chosen, turns = rng.integers(KEPT, size=count).tolist(), rng.integers(TILE, size=count).tolist()
+    found = [(at * TILE, kept[chosen[at], turns[at]]) for at in range(count)] if kept is not None else []
+    if rest := rows % TILE:
+        found.append((count * TILE, rng.permutation(rest)))
+    return [found[at] for at in rng.permutation(len(found))]
+
+
+def packed(place: np.ndarray, runs: np.ndarray, first: int, out: np.ndarray) -> None:
+    "Rows of a unit into `out`, from the `first` as `run_order` puts them; what is in no run comes last."
+    start = first // RUN
+    count = min(len(out) // RUN, len(runs) - start)
+    filled = count * RUN
+    if count:
+        whole, into = place[: len(runs) * RUN].reshape(len(runs), -1), out[:filled].reshape(count, -1)
+        np.take(whole, runs[start : start + count], axis=0, out=into, mode="clip")
+    out[filled:] = place[first + filled : first + len(out)]
 
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #woven
 def woven(
     lanes: Sequence[Sequence[np.ndarray]],  # of each lane its parts, one after the other
+    turn: int = TURN,
 ) -> np.ndarray:
-    "int64: one number of each lane in turn, until all are out."
+    "int64: `turn` numbers of each lane in turn, until all are out."
     counts = np.array([sum(map(len, parts)) for parts in lanes])
-    least, most = int(counts.min()), int(counts.max())
-    found = np.empty((most, len(lanes)), np.int64)
-    for place, parts in enumerate(lanes):
+    most = -(-int(counts.max()) // turn) * turn
+    found = np.empty((len(lanes), most), np.int64)
+    for lane, parts in zip(found, lanes, strict=True):
         at = 0
         for part in parts:
-            found[at : at + len(part), place] = part
+            lane[at : at + len(part)] = part
             at += len(part)
-    if least == most:
-        return found.ravel()
-    ragged = found[least:][np.arange(least, most)[:, None] < counts]
-    return np.concatenate([found[:least].ravel(), ragged])
+    dealt = found.reshape(len(lanes), -1, turn).swapaxes(0, 1)
+    if counts.min() == most:
+        return dealt.ravel()
+    return dealt[(np.arange(most) < counts[:, None]).reshape(len(lanes), -1, turn).swapaxes(0, 1)]
 
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #legs
@@ -267,11 +287,24 @@ class Order:
         "The order in which a rank draws its slice of `work`."
         return Plan(deal(work, world, rank), self.lanes if self.shuffle else 1)
 
+    def runs(self, unit: int) -> np.ndarray:
+        "int64 [runs]: in which order the runs of a unit are packed."
+        rows = self.rows[unit]
+        return run_order(rows) if self.shuffle else np.arange(rows // RUN)
+
+    def tiles(self, unit: int) -> list[tuple[int, np.ndarray]]:
+        "The tiles of a unit as they are drawn: (first packed row, order of its rows)."
+        rows = self.rows[unit]
+        if self.shuffle:
+            return tiles(rows, self.seed, self.epoch, unit)
+        return [(at, np.arange(min(TILE, rows - at))) for at in range(0, rows, TILE)]
+
     def unit_order(self, unit: int) -> np.ndarray:
         "int64 [rows]: the rows of a unit in the order in which they are drawn."
-        if not self.shuffle:
-            return np.arange(self.rows[unit])
-        return mixed(self.rows[unit], self.seed, self.epoch, unit)
+        rows = np.arange(self.rows[unit])
+        found = np.empty_like(rows)
+        packed(rows, self.runs(unit), 0, found)
+        return np.concatenate([found[first : first + len(order)][order] for first, order in self.tiles(unit)])
 
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #steps
