@@ -100,6 +100,9 @@ def _model_lines(page: Page) -> list[str]:
             f"{found['size_mb']:8.3f}   {worst['slice']} {worst['group']}: AUC {worst['auc']:.4f} of {worst['rows']:,} rows"
         )
     verdict = trained["verdict"]
+    lines.append(
+        f"  {'October':14}{', '.join(f'{name} {auc:.4f}' for name, auc in trained['baselines'].items())} AUC"
+    )
     lines += ["", f"  gates         {'passed' if verdict['passed'] else 'REFUSED'}"]
     for row in verdict["rows"]:
         mark = "ok " if row["passed"] else "NO "
