@@ -11204,6 +11204,7 @@ d = {
                 "40_train/site.html#site.__init__",
                 "workbench/train/site.py",
             ),
+            "workbench.train.site.Site._kept": ("40_train/site.html#site._kept", "workbench/train/site.py"),
             "workbench.train.site.Site._plain": ("40_train/site.html#site._plain", "workbench/train/site.py"),
             "workbench.train.site.Site._private": (
                 "40_train/site.html#site._private",

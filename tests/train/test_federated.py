@@ -193,6 +193,8 @@ def test_no_row_leaves_a_site(place: SimpleNamespace, how: dict[str, Any]) -> No
     fit = place.train(tap=lambda *what: sent.append(what), **how)
     assert {site for site, _, _ in sent} == set(NAMES) and len(sent) == 2 * 3 * (2 + 2 * 3)
     assert sum(len(message) for _, _, message in sent) == fit.metrics["bytes"]
+    given = [bool(unpack(message)[1]) for _, way, message in sent if way == "to"]
+    assert sum(given) == 3 * (1 + 3)  # the first weights, then those of each round once
     shapes = {name: value.shape for name, value in fit.weights.items()}
     rows, values = {len(feeds()[0].rows()) for feeds in place.sites.values()}, set(table["wind"].to_list())
     for _, way, message in sent:

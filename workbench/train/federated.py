@@ -4,6 +4,7 @@
 - A site is a function that opens its two feeds; it is called at the site. `on="ray"` gives each an actor, with the same bits as here. What leaves a site is in `train.site`, how it travels in `train.links`.
 - `share=` of the sites take part in a round, drawn by the seed. A site that fails is away for the round and begins again in the next; a change that is not finite is left out. Both are in the history, by name.
 - The metrics are over all sites' validation rows: AUC from their histograms, Brier from their sums. The best round is kept.
+- The weights of a round are sent once: the site that judged them trains on from them.
 - Epsilon, with `noise`, is that of the site with the largest; see `train.privacy` for what it covers, and `train.site` for what it does not.
 - On one machine the sites are simulated: they share its memory and disk, and bytes are counted, not sent over a network."""
 
@@ -14,7 +15,7 @@ __all__ = ["METHODS", "RETURN_S", "State", "merged", "Plan", "Federation", "fede
 
 # %% ../../notebooks/40_train/70_federated.ipynb #af149b42
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -126,12 +127,17 @@ class Federation:
         self.rows: dict[str, int] = {}
         self.steps = dict.fromkeys(self.names, 0)
         self.momentum: State = {}
+        self.have: set[str] = set()  # sites that judged the weights that are next, and kept them
 
     def _ask(
-        self, heads: dict[str, Any], arrays: State | None = None, most_s: float = math.inf
+        self,
+        heads: dict[str, Any],
+        arrays: State | None = None,
+        most_s: float = math.inf,
+        have: Collection[str] = (),
     ) -> dict[str, Any]:
         "The answers of those that answered; who did not is away."
-        answers = self.wire.ask(heads, arrays, min(most_s, self.deadline_s))
+        answers = self.wire.ask(heads, arrays, min(most_s, self.deadline_s), have)
         self.away |= {name: head["failed"] for name, (head, _) in answers.items() if "failed" in head}
         return {name: answer for name, answer in answers.items() if "failed" not in answer[0]}
 
@@ -155,6 +161,7 @@ class Federation:
         heads = {n: {**told, "number": self.names.index(n)} for n in names}
         for name, (head, _) in self._ask(heads, most_s=most_s).items():
             self.rows[name] = head["rows"]
+            self.have.discard(name)
             self.away.pop(name, None)
 
     def _everybody(self) -> None:
@@ -173,7 +180,7 @@ class Federation:
         if back := list(self.away):
             self.begin(back, *self.built, most_s=RETURN_S)
         asked = [name for name in self.chosen(at) if name not in self.away]
-        found = self._ask({name: {"do": "train", "round": at} for name in asked}, state)
+        found = self._ask({name: {"do": "train", "round": at} for name in asked}, state, have=self.have)
         odd = [name for name, (_, step) in found.items() if not _fits(step, state)]
         kept = {name: answer for name, answer in found.items() if name not in odd}
         if not kept:
@@ -197,9 +204,11 @@ class Federation:
             new[name] = (old + change).astype(old.dtype)
         return new
 
-    def judge(self, state: State) -> dict[str, float]:
-        "The metrics over all sites that answer, and each site's AUC."
-        found = self._ask({name: {"do": "judge"} for name in self.names if name not in self.away}, state)
+    def judge(self, state: State, at: int) -> dict[str, float]:
+        "The metrics over all sites that answer, and each site's AUC; the weights are those that round `at` begins with."
+        asked = [name for name in self.names if name not in self.away]
+        found = self._ask({name: {"do": "judge", "round": at} for name in asked}, state)
+        self.have = set(found)
         if not found:
             raise Unavailable("no site could judge the model", "the reason is printed at the site")
         ones, zeros = (sum(counts[kind] for _, counts in found.values()) for kind in ("ones", "zeros"))
@@ -279,7 +288,7 @@ def _trained(federation: Federation, model: Any, run: Run, name: str, tracker: T
     best, history, first = (-math.inf, state, {}), [], federation.wire.sent + federation.wire.received
     for at in range(plan.rounds):
         state, told = federation.round(at, state)
-        metrics = federation.judge(state)
+        metrics = federation.judge(state, at + 1)
         sent = federation.wire.sent + federation.wire.received - first
         history.append({**told, "auc": metrics["auc"], "bytes": sent})
         run.log(step=at, **{k: v for k, v in history[-1].items() if k in ("auc", "loss", "bytes")})

@@ -13,7 +13,7 @@ __all__ = ["Tap", "Here", "Host", "There", "Wire"]
 import contextlib
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,12 +115,12 @@ class Wire:
             link.close()
 
     def ask(
-        self, heads: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, np.ndarray] | None = None, wait_s: float = 600.0
+        self, heads: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, np.ndarray] | None = None, wait_s: float = 600.0, have: Collection[str] = ()
     ) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:  # fmt: skip
-        "Ask several sites at once, each its own; the answers, failed ones included."
+        "Ask several sites at once, each its own; the answers, failed ones included. Arrays are not sent to those that `have` them."
         until = time.monotonic() + wait_s
         for name, head in heads.items():
-            message = pack(head, arrays)
+            message = pack(head, {} if name in have else arrays)
             self.sent += len(message)
             self.tap(name, "to", message)
             self.links[name].send(message, again=head["do"] == "begin")

@@ -53,7 +53,10 @@ def _one_thread() -> Iterator[None]:
 def histograms(y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
     "How many outcomes of each kind had a probability in each of `BINS` equal parts."
     place = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-    return {name: np.bincount(place[y == kind], minlength=BINS) for name, kind in (("ones", 1), ("zeros", 0))}
+    return {
+        name: np.bincount(place[y == kind], minlength=BINS).astype(np.uint32)
+        for name, kind in (("ones", 1), ("zeros", 0))
+    }
 
 
 def auc_of(ones: np.ndarray, zeros: np.ndarray) -> float:
@@ -97,6 +100,7 @@ class Site:
         self.net: nn.Module = load_object(head["model"])(**head["config"])
         self.optimiser: Any = None
         self._dealt, self._order = -1, []
+        self.held: tuple[int, dict[str, np.ndarray]] = (-1, {})
         self.secret = secret()
         return {"rows": len(self.rows.x)}, {}
 
@@ -106,16 +110,22 @@ class Site:
         self.net.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
         return self.rows
 
+    def _kept(self, at: int) -> dict[str, np.ndarray]:
+        if self.held[0] != at:
+            raise BadInput(f"site {self.name} has no weights of round {at}", "send them")
+        return self.held[1]
+
     def judge(self, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Answer:
-        "Score the validation rows."
-        rows = self._ready(arrays)
+        "Score the validation rows; the weights are kept for the round that follows."
+        rows, self.held = self._ready(arrays), (head["round"], arrays)
         with _one_thread():
             p = predict(self.net, torch.from_numpy(rows.x_valid))
         found = score(rows.y_valid, p)
         return {name: found[name] for name in ("auc", "brier", "rows")}, histograms(rows.y_valid, p)
 
     def train(self, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Answer:
-        "Some steps from the weights that came; the change."
+        "Some steps from the weights that came, now or to be judged; the change."
+        arrays = arrays or self._kept(head["round"])
         rows, plan = self._ready(arrays), self.plan
         if self.optimiser is None or not plan["keep_optimiser"]:
             self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], weight_decay=0.0)
