@@ -26,7 +26,6 @@ import torch
 import workbench as wb
 from workbench.data.source import write_parquet
 from workbench.flights.features import CATEGORICAL, NUMERIC, DelayNet, FlightContract
-from workbench.train.federated import federated
 
 SITES = ("EWR", "JFK", "LGA")
 BATCH = 1024
@@ -97,7 +96,7 @@ def once(path: Path, asked: argparse.Namespace, seed: int) -> dict[str, float]:
     }
     ddp = ddp_bytes(sum(p.numel() for p in net().parameters()), len(train.columns()["month"]), asked.epochs)
     for name, plan in plans.items():
-        fit = federated(net(), sites, name=name, **own, **plan)
+        fit = wb.federated(net(), sites, name=name, **own, **plan)
         found |= {name: auc(fit, test), f"{name} bytes": fit.metrics["bytes"], f"{name} fewer": ddp / fit.metrics["bytes"]}  # fmt: skip
     return found
 

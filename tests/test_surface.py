@@ -17,7 +17,7 @@ from workbench.base.errors import WorkbenchError
 NAMES = [
     "Balance", "Bundle", "Column", "Complete", "Contract", "Delta", "Drift", "Engine", "Feed", "Fresh", "Gate", "Profile",
     "Recipe", "Rule", "Run", "Secret", "Shelf", "Sql", "Unique", "Volume", "__version__", "attach", "baselines", "calibrate", "card", "champion",
-    "cluster", "cost", "default_gates", "drift", "fit", "fit_baseline", "judge", "labels", "load", "map", "measure", "plan", "predict",
+    "cluster", "cost", "default_gates", "drift", "federated", "fit", "fit_baseline", "judge", "labels", "load", "map", "measure", "plan", "predict",
     "project_path", "promote", "quarantine", "remote", "result", "resume", "right_size", "rollback", "run", "runs", "scale", "search", "serve", "slim",
     "stalls", "track", "write_parquet",
 ]  # fmt: skip

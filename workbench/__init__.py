@@ -61,6 +61,7 @@ Modules:
 - `workbench.compute.shipping`: The code that runs there is the code that runs here; where it cannot be, the file is named.
 - `workbench.compute.standing`: A Ray that waits: `workbench cluster up` once, and every kernel connects in a moment.
 - `workbench.compute.stop`: An interrupted cell ends what it started on the cluster, also by Ray's own calls.
+- `workbench.compute.tls`: Who joins this cluster shows a certificate, and what passes between its processes is read by nobody else.
 - `workbench.compute.worker`: What runs at the other end: the code that was sent, item by item, and every word it prints goes back to the cell.
 - `workbench.data.agreement`: When several people label the same thing: how far they agree beyond chance, and who stands apart.
 - `workbench.data.batching`: From a checked feed to batches: which parts are read, which rows may come out, and what they become.
@@ -319,6 +320,7 @@ if TYPE_CHECKING:
     from workbench.serve.engine import Engine
     from workbench.serve.replicas import serve
     from workbench.train.baseline import baselines, fit_baseline
+    from workbench.train.federated import federated
     from workbench.train.fit import fit
     from workbench.train.scaling import scale
     from workbench.train.search import search
@@ -354,6 +356,7 @@ _HOME = {
     "cost": "base.bill",
     "default_gates": "release.gates",
     "drift": "data.drift",
+    "federated": "train.federated",
     "fit": "train.fit",
     "fit_baseline": "train.baseline",
     "judge": "release.gates",

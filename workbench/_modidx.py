@@ -1627,6 +1627,19 @@ d = {
                 "workbench/compute/stop.py",
             ),
         },
+        "workbench.compute.tls": {
+            "workbench.compute.tls._checked": ("10_compute/tls.html#_checked", "workbench/compute/tls.py"),
+            "workbench.compute.tls._named": ("10_compute/tls.html#_named", "workbench/compute/tls.py"),
+            "workbench.compute.tls._signed": ("10_compute/tls.html#_signed", "workbench/compute/tls.py"),
+            "workbench.compute.tls.certificates": (
+                "10_compute/tls.html#certificates",
+                "workbench/compute/tls.py",
+            ),
+            "workbench.compute.tls.environment": (
+                "10_compute/tls.html#environment",
+                "workbench/compute/tls.py",
+            ),
+        },
         "workbench.compute.worker": {
             "workbench.compute.worker.Voice": ("10_compute/worker.html#voice", "workbench/compute/worker.py"),
             "workbench.compute.worker.Voice.__init__": (

@@ -299,9 +299,12 @@ def test_a_site_that_cannot_take_part_is_named_and_keeps_its_words(
 
 
 @pytest.mark.ray
-def test_on_ray_the_bits_are_the_same_and_a_killed_site_returns(place: SimpleNamespace) -> None:
+def test_on_ray_by_tls_the_bits_are_the_same_and_a_killed_site_returns(
+    place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
+    monkeypatch.setenv("WORKBENCH_RAY_TLS", "keys")
     with head(cpus=4):
         here, there = (
             place.train(method="diloco", steps=4),

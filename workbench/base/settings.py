@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     )
     log_keep_days: float = Field(0, ge=0, description="days of requests to keep, 0 for ever")
     ray_address: str = Field("local", description="'none', 'local', 'auto', host:port or ray://host:port")
+    ray_tls: str = Field(
+        "", description="folder of TLS certificates for Ray; empty: Ray's channels are plain"
+    )
     cluster_provider: Literal["aws", "azure", "gcp", "kuberay"] = Field(
         "kuberay", description="aws, azure, gcp or kuberay: for workbench cluster config"
     )
