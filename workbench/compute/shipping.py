@@ -51,8 +51,13 @@ from ..base.store import private_folder, sha256_file
 LIMIT_MB = 100.0
 _SKIP = {"__pycache__", ".git", ".venv", "node_modules", ".ipynb_checkpoints", ".workbench"}
 
-
 # %% ../../notebooks/10_compute/20_shipping.ipynb #local
+_INSTALLED = (
+    f"{os.sep}site-packages{os.sep}",
+    f"{os.sep}dist-packages{os.sep}",
+)  # also of another environment, on sys.path by a .pth
+
+
 @functools.lru_cache(maxsize=1)
 def _libraries() -> tuple[str, ...]:
     "Folders whose modules are installed, the same everywhere, and do not travel."
@@ -68,7 +73,7 @@ def _file(module: Any) -> str:
     if not isinstance(path, str) or not path.endswith(".py"):
         return ""
     real = os.path.realpath(path)
-    return "" if real.startswith(_libraries()) else real
+    return "" if real.startswith(_libraries()) or any(name in real for name in _INSTALLED) else real
 
 
 def local_modules() -> dict[str, str]:
