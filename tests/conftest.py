@@ -1,5 +1,6 @@
 """Every test has its own project folder and store."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,11 @@ from workbench.base.store import Store
 
 # A shell's background jobs ignore an interrupt, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the processes of a test import, imported once: they are forked from one that has no threads.
+multiprocessing.set_forkserver_preload(
+    ["pytest", "numpy", "workbench.models.shelf", "workbench.release.registry"]
+)
 
 # Each takes a core for half a minute or more: they start first, so that none runs alone at the end.
 LONG = (

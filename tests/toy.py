@@ -1,10 +1,9 @@
 """A small importable project for the tests of models: features, a label, nets, the parts of a bundle."""
 
+import importlib
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from workbench.data.contract import Column, Contract
 from workbench.data.recipe import Recipe
@@ -22,40 +21,19 @@ CONTRACT = Contract(
 LINEAR = "workbench.models.linear:LinearScorer"
 
 
+def __getattr__(name: str) -> Any:
+    "The nets of `toynet`, for those who have the second it takes to import torch."
+    if name in ("Net", "Mixer"):
+        return getattr(importlib.import_module("toynet"), name)
+    raise AttributeError(name)
+
+
 def features(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: columns[name] for name in ("rain", "wind", "carrier")}
 
 
 def late(columns: dict[str, np.ndarray]) -> np.ndarray:
     return (columns["delay"] > 15).astype(np.float32)
-
-
-class Net(nn.Module):
-    "Embeddings and a two-layer net."
-
-    def __init__(self, n_dense: int, sizes: list[int], hidden: int = 96) -> None:
-        super().__init__()
-        self.config = {"n_dense": n_dense, "sizes": sizes, "hidden": hidden}
-        self.n_dense = n_dense
-        self.tables = nn.ModuleList(nn.Embedding(size, 7) for size in sizes)
-        self.norm = nn.BatchNorm1d(n_dense + 7 * len(sizes))
-        width = n_dense + 7 * len(sizes)
-        self.body = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 33), nn.Tanh(), nn.Linear(33, 1)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        codes = x[:, self.n_dense :].long()
-        parts = [x[:, : self.n_dense], *(table(codes[:, i]) for i, table in enumerate(self.tables))]
-        return self.body(self.norm(torch.cat(parts, dim=1))).squeeze(1)
-
-
-class Mixer(Net):
-    "A net whose answer depends on the rest of the batch."
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = super().forward(x)
-        return logits - logits.mean()
 
 
 class NotAModel:
@@ -95,13 +73,21 @@ def linear_parts(slope: float = 1.0, **more: Any) -> dict[str, Any]:
     return {**parts, "contract": CONTRACT, "recipe": made, **more}
 
 
-def net_parts(kind: type[Net] = Net, **more: Any) -> dict[str, Any]:
-    made = recipe()
+def net_parts(kind: Any = None, **more: Any) -> dict[str, Any]:
+    import torch
+    from toynet import Net
+
+    made, kind = recipe(), kind or Net
     torch.manual_seed(0)
     net = kind(made.n_dense, made.sizes)
     net(torch.tensor(made.encode(columns(500))))  # running statistics of the batch norm
     weights = {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
-    parts = {"model": f"toy:{kind.__name__}", "config": net.config, "weights": weights, "framework": "torch"}
+    parts = {
+        "model": f"toynet:{kind.__name__}",
+        "config": net.config,
+        "weights": weights,
+        "framework": "torch",
+    }
     return {**parts, "contract": CONTRACT, "recipe": made, **more}
 
 

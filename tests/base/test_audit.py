@@ -148,7 +148,7 @@ def _work(root: Path, turns: int) -> None:
 
 def test_many_write_at_once_and_some_are_killed(ledger: Ledger) -> None:
     prepare(ledger)
-    context, chance = multiprocessing.get_context("spawn"), random.Random(13)
+    context, chance = multiprocessing.get_context("forkserver"), random.Random(13)
     whole = [context.Process(target=_work, args=(ledger.store.root, 8)) for _ in range(3)]
     cut = [context.Process(target=_work, args=(ledger.store.root, 1000)) for _ in range(4)]
     for one in (*whole, *cut):

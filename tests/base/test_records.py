@@ -80,7 +80,7 @@ def _many(root: Path) -> int:
 
 
 def test_eight_writers_lose_nothing(ledger: Ledger) -> None:
-    with multiprocessing.get_context("spawn").Pool(8) as pool:
+    with multiprocessing.get_context("forkserver").Pool(8) as pool:
         assert pool.map(_many, [ledger.store.root] * 8) == [25] * 8
     assert len(records.runs(ledger, kind="fit")) == 8
 

@@ -64,7 +64,7 @@ def _open(root: Path) -> int:
 
 
 def test_many_processes_bring_it_up_to_date_at_once(old: Path, store: Store) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         assert pool.map(_open, [store.root] * 8) == [2] * 8
 
 
@@ -115,7 +115,7 @@ def _take(root: Path, run_id: str) -> bool:
 
 def test_of_many_that_would_take_it_one_does(ledger: Ledger) -> None:
     waiting = records.queue("job", "x", ledger=ledger)
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         took = pool.starmap(_take, [(ledger.store.root, waiting.id)] * 4)
     assert sorted(took) == [False, False, False, True]
 

@@ -116,7 +116,7 @@ def _put(root: Path) -> str:
 
 
 def test_the_same_content_from_many_processes(store: Store) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         assert len(set(pool.map(_put, [store.root] * 8))) == 1
 
 

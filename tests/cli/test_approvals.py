@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy
+from typed import typed
 
 from workbench.base.ledger import Ledger
 from workbench.base.records import start
@@ -16,13 +15,11 @@ from workbench.models.shelf import Shelf
 from workbench.release.evidence import Evidence
 from workbench.release.gates import judge
 
-COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
-
 
 def workbench(*args: str, token: str = "", code: int = 0) -> Any:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     env |= {"TOKEN": token, "WORKBENCH_USER_TOKEN": "env:TOKEN"} if token else {}
-    done = subprocess.run([*COMMAND, *args, "--json"], capture_output=True, text=True, env=env, timeout=120)
+    done = typed(*args, "--json", env=env)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout or done.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import toy
+from typed import typed
 
 from workbench.base import records
 from workbench.base.ledger import Ledger
@@ -23,8 +24,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def workbench(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
-    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+    return typed(*args, cwd=cwd, env={**os.environ, "PYTHONPATH": str(TESTS)})
 
 
 def notebook(path: Path, *cells: str) -> Path:

@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
+from typed import typed
 
 from workbench.data.feed import write_parquet
 
-COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
 CONTRACTS = """
 from dataclasses import replace
 from workbench import Column, Complete, Contract
@@ -21,8 +19,7 @@ whole = replace(strict, whole=(Complete("month", range(1, 4)),))
 
 
 def workbench(folder: Path, *args: str, code: int = 0) -> str:
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=folder, env=env, timeout=120)
+    done = typed(*args, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)})
     assert done.returncode == code, done.stderr
     return done.stdout if not code else done.stderr
 

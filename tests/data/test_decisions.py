@@ -49,7 +49,7 @@ def _decide(who: str) -> None:
 
 def test_people_who_write_at_once_lose_nothing(project: Path) -> None:
     opened()
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         pool.map(_decide, [f"p{n}" for n in range(8)])
     assert sum(len(opened().of(row)) for row in IDS) == 32
 

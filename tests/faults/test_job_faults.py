@@ -176,7 +176,7 @@ def _contend(path: Path, root: Path, run_id: str) -> str:
 @pytest.mark.slow
 def test_two_runs_to_one_place_are_one_run(write, ledger: Ledger) -> None:
     path = write("n = 0", "import time; time.sleep(1)")
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
         ends = pool.starmap(_contend, [(path, ledger.store.root, "20300101-000000-aaaaaa")] * 3)
     assert sorted(ends)[-1] == "succeeded" and sum("is there already" in end for end in ends) == 2
     assert len(runs(ledger)) == 1 and statuses(executed(runs(ledger)[0])) == ["completed"] * 2

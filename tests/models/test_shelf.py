@@ -44,7 +44,7 @@ def _adds(root: Path, start: Any, out: Any) -> None:
 
 
 def test_eight_processes_get_their_own_versions(shelf: Shelf) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     start, out = context.Barrier(8), context.Queue()
     made = [context.Process(target=_adds, args=(shelf.ledger.store.root, start, out)) for _ in range(8)]
     for process in made:
@@ -66,7 +66,7 @@ def _dies_half_way(root: Path) -> None:
 
 def test_a_version_whose_process_died_is_never_seen_and_never_reused(shelf: Shelf) -> None:
     fill(shelf, 1)
-    process = multiprocessing.get_context("spawn").Process(
+    process = multiprocessing.get_context("forkserver").Process(
         target=_dies_half_way, args=(shelf.ledger.store.root,)
     )
     process.start()
@@ -199,7 +199,7 @@ def _moves(root: Path, start: Any) -> None:
 
 def test_alias_moves_by_many_leave_one_history(shelf: Shelf) -> None:
     fill(shelf, 3)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     start = context.Barrier(4)
     made = [context.Process(target=_moves, args=(shelf.ledger.store.root, start)) for _ in range(4)]
     for process in made:

@@ -37,19 +37,19 @@ def count(net: nn.Module) -> int:
 
 
 def test_all_units_kept_are_the_net_itself(net: toy.Net) -> None:
-    assert np.abs(answers(smaller.thinner(net, "toy:Net", 1.0), x()) - answers(net, x())).max() < 1e-6
+    assert np.abs(answers(smaller.thinner(net, "toynet:Net", 1.0), x()) - answers(net, x())).max() < 1e-6
 
 
 def test_units_that_weigh_nothing_cost_nothing(net: toy.Net) -> None:
     with torch.no_grad():
         net.body[2].weight[:, 48:] = 0
-    assert np.abs(answers(smaller.thinner(net, "toy:Net", 0.5), x()) - answers(net, x())).max() < 0.05
+    assert np.abs(answers(smaller.thinner(net, "toynet:Net", 0.5), x()) - answers(net, x())).max() < 0.05
     assert smaller._pairs(net) == [("body.0", "body.2"), ("body.2", "body.4")]
 
 
 @pytest.mark.parametrize("cut", [smaller.thinner, smaller.low_rank])
 def test_a_cut_net_is_smaller_learns_and_is_a_bundle(net: toy.Net, cut: object, tmp_path: Path) -> None:
-    made = cut(net, "toy:Net", 0.4)
+    made = cut(net, "toynet:Net", 0.4)
     before = np.abs(answers(made, x()) - answers(net, x())).mean()
     smaller.learn(made, x(4000), answers(net, x(4000)), epochs=4)
     assert count(made) < 0.75 * count(net)
@@ -70,7 +70,8 @@ def test_zeros_stay_zeros_while_it_learns(net: toy.Net) -> None:
 
 def test_the_same_seed_learns_the_same_bits(net: toy.Net) -> None:
     made = [
-        smaller.learn(smaller.low_rank(net, "toy:Net", 0.4), x(), answers(net, x()), seed=3) for _ in range(2)
+        smaller.learn(smaller.low_rank(net, "toynet:Net", 0.4), x(), answers(net, x()), seed=3)
+        for _ in range(2)
     ]
     assert answers(made[0], x()).tobytes() == answers(made[1], x()).tobytes()
 
@@ -86,9 +87,9 @@ def test_a_configuration_cannot_make_it_run_something_else() -> None:
             smaller.Changed(model, {}, {})
     assert toy.NotAModel.made == 0
     with pytest.raises(BadInput, match="only Linear layers change size"):
-        smaller.Changed("toy:Net", {"n_dense": 3, "sizes": [5]}, {"norm": {"out": 3}})
+        smaller.Changed("toynet:Net", {"n_dense": 3, "sizes": [5]}, {"norm": {"out": 3}})
 
 
 def test_half_precision_is_nearly_the_same(net: toy.Net) -> None:
-    moved = np.abs(answers(smaller.halved(net, "toy:Net"), x()) - answers(net, x()))
+    moved = np.abs(answers(smaller.halved(net, "toynet:Net"), x()) - answers(net, x()))
     assert 0 < moved.max() < 0.03

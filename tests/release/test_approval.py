@@ -259,7 +259,7 @@ def _answer(root: Any, person: Person, barrier: Any, said: Any) -> None:
 
 
 def test_of_three_who_answer_at_once_one_promotes(shelf: Shelf, asked: Request, team) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     barrier, said = context.Barrier(3), context.SimpleQueue()
     work = [
         context.Process(target=_answer, args=(shelf.ledger.store.root, team[name], barrier, said))
