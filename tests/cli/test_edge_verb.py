@@ -32,5 +32,8 @@ def test_the_version_of_its_place_is_packed(project: Path) -> None:
     assert found["verified"]["largest_difference"] <= 1e-7
     meta = json.loads(zipfile.ZipFile(project / "delays-2.zip").read("edge.json"))
     assert (meta["digest"], meta["ref"]) == (bundle.digest, "delays/2")
+    check = [*COMMAND[:-1], "check", "delays-2.zip", "--json"]
+    done = subprocess.run(check, capture_output=True, text=True, env=env, timeout=300)
+    assert json.loads(done.stdout)["signed"].startswith("hmac-sha256 "), done.stderr
     gone = subprocess.run([*COMMAND, "delys"], capture_output=True, text=True, env=env, timeout=300)
     assert gone.returncode == 3 and "did you mean 'delays'?" in gone.stderr

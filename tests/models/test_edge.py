@@ -20,12 +20,12 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier
 
-from workbench.base.errors import BadInput, GateRefused, WorkbenchError
+from workbench.base.errors import BadInput, Corrupt, GateRefused, WorkbenchError
 from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed
 from workbench.data.recipe import Recipe
 from workbench.models import bundle as bundles
-from workbench.models import edge, graph
+from workbench.models import edge, graph, runner
 from workbench.models.shelf import Shelf
 from workbench.models.trees import scorer_of
 
@@ -245,6 +245,39 @@ def test_a_graph_that_is_not_the_bundle_s_is_no_pack(
     with pytest.raises((WorkbenchError, ValueError)):
         edge.pack(other, tmp_path / "other.zip", feed)
     assert not list(tmp_path.glob("*.zip*")) and not list(tmp_path.glob(".*part"))
+
+
+def test_whose_a_pack_is(packed: Packed, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="signed by another store"):
+        edge.opened(packed[2].path)
+    whole, model = tmp_path / "whole.zip", zipfile.ZipFile(packed[2].path).read("model.onnx")
+    signed = edge._zip(whole, packed[2].meta, model, Shelf().keys)
+    with zipfile.ZipFile(whole) as pack:
+        files = {name: pack.read(name) for name in pack.namelist()}
+    line = files[edge.SIGNATURE].decode().split()
+    assert edge.opened(whole).signed == signed == " ".join(line[:2])
+    meta = json.loads(files[runner.META])
+    for name, change, error, said in (
+        ("index.html", b"<p>", Corrupt, "index.html does not match its sha256"),
+        ("__main__.py", None, Corrupt, "__main__.py is missing"),
+        (runner.META, json.dumps({**meta, "ref": "other/1"}).encode(), Corrupt, "does not fit it"),
+        (runner.META, json.dumps({**meta, "files": {}}).encode(), Corrupt, "nobody said what it must be"),
+        (edge.SIGNATURE, None, BadInput, "is not signed"),
+        (edge.SIGNATURE, b"hmac-sha256 " + b"0" * 16 + b" " + b"0" * 64 + b"\n", BadInput, "another store"),
+        ("more.py", b"", BadInput, "holds"),
+    ):
+        changed = {n: c for n, c in {**files, name: change}.items() if c is not None}
+        with zipfile.ZipFile(tmp_path / "changed.zip", "w") as pack:
+            for each, content in changed.items():
+                pack.writestr(each, content)
+        with pytest.raises(error, match=said):
+            edge.opened(tmp_path / "changed.zip")
+        if name.startswith("index"):  # a device has no key, and checks the sums
+            with pytest.raises(runner.Refused, match=said):
+                runner.Runner(tmp_path / "changed.zip")
+    (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:-50])
+    with pytest.raises(Corrupt, match="no whole pack"):
+        edge.opened(tmp_path / "cut.zip")
 
 
 def test_the_alias_edge_says_what_a_device_gets() -> None:

@@ -4,7 +4,7 @@
 - Three kinds: a net (torch), arrays that numpy or onnxruntime answer with (linear, trees, graphs), and an open encoder in the Hugging Face layout, whose files are kept as they were published and read as data.
 - The digest is the bundle's identity. The shelf keeps it too, so a bundle swapped for another whole one is noticed as well.
 - The signature is checked at every load, before anything is parsed: by services, batches, jobs and packs for devices alike, since all of them load here. What another store signed is refused until `workbench trust` takes it in. A process that checked hands its children the digest (`load_pinned`): they need no key.
-- A pack for a device (`edge pack`) is made of a bundle that was checked; the zip has a sha256 and no signature, since a device has no key of ours.
+- A pack for a device (`edge pack`) is made of a bundle that was checked; the zip has the sha256 of each file, which the device checks, and the store's signature, which `workbench edge check` checks: a device has no key of ours.
 - No pickle, no code: a bundle names its model, its features and its label in an installed package. An unknown file, a link, another format or version is refused with the reason.
 - `save` builds and scores what it wrote before it is published: a bundle that exists can answer.
 - A bundle keeps a few scores (`probes`). A predictor that does not give them again, because the features or the model's code changed, is not handed out.

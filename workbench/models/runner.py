@@ -1,7 +1,7 @@
 """A model on a device: one file, read with numpy and onnxruntime alone; what the contract refuses here it refuses there.
 
 - This module is copied into every pack as its program, so it imports nothing of this package and raises an error of its own.
-- The pack holds the model, the contract and eight rows with their scores. A device whose processor or library gives other scores finds out before it answers anybody.
+- The pack holds the model, the contract and eight rows with their scores, and the sha256 of each of its files. Whose it is says its signature, which a device has no key to ask: `workbench edge check` does. A device whose processor or library gives other scores finds out before it answers anybody.
 - A row is read as strictly as by the service: types, limits, allowed values, and the contract's rules (by SQLite, which Python has with it).
 - What text becomes which code is a look-up here; everything numeric (features, scaling, gaps, the net, the sigmoid) is in the graph."""
 
@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,20 @@ def check(
         raise Refused(f"row {index}: {why}")
 
 
+# %% ../../notebooks/30_models/50_runner.ipynb #read
+def _read(source: Path) -> tuple[dict[str, Any], bytes]:
+    "What edge.json says and the model; of a zip, every file is what its sha256 says."
+    with nullcontext() if source.is_dir() else zipfile.ZipFile(source) as pack:
+        read = pack.read if pack else lambda name: (source / name).read_bytes()
+        meta: dict[str, Any] = json.loads(read(META))
+        wanted = {MODEL: meta["model"], **(meta.get("files", {}) if pack else {})}
+        found = {name: read(name) for name in wanted}
+    for name, digest in wanted.items():
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise Refused(f"{source}: {name} does not match its sha256: copy the pack again")
+    return meta, found[MODEL]
+
+
 # %% ../../notebooks/30_models/50_runner.ipynb #runner
 class Runner:
     "A packed model, ready to answer."
@@ -100,14 +114,7 @@ class Runner:
         import onnxruntime
 
         source = Path(source)
-        if source.is_dir():
-            text, model = ((source / name).read_bytes() for name in (META, MODEL))
-        else:
-            with zipfile.ZipFile(source) as pack:
-                text, model = (pack.read(name) for name in (META, MODEL))
-        self.meta: dict[str, Any] = json.loads(text)
-        if hashlib.sha256(model).hexdigest() != self.meta["model"]:
-            raise Refused(f"{source}: {MODEL} does not match its sha256: copy the pack again")
+        self.meta, model = _read(source)
         how = onnxruntime.SessionOptions()
         how.intra_op_num_threads = how.inter_op_num_threads = 1
         how.log_severity_level = 3

@@ -261,7 +261,7 @@ def scorer_of(model: Any) -> TreeScorer | LinearScorer:
 def from_sklearn(
     model: Any,  # fitted on encoded rows: model.fit(recipe.encode(columns), y)
 ) -> dict[str, Any]:
-    "A model's part of a bundle: `Shelf().add(name, **from_sklearn(model), contract=..., recipe=...)`."
+    "A model's part of a bundle: trees answer with scikit-learn's bits, logistic models within 1.2e-7 of its answer to float64 rows."
     made = scorer_of(model)
     x = _rows(made, model.n_features_in_)
     asked = x.astype(np.float64) if isinstance(made, LinearScorer) else x
