@@ -199,7 +199,9 @@ Modules:
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
 - `workbench.release.known`: All that is known of a version, put together from its bundle and the records.
 - `workbench.release.labelgate`: Before weeks are spent on training: are the labels good enough to learn from?
+- `workbench.release.measures`: What a gate can ask of evidence: a name, a pure function, a value and how it was measured.
 - `workbench.release.people`: Who may do what; a token is shown once and kept only as its hash.
+- `workbench.release.proof`: Beside how well it does: whether it does the same elsewhere, bears the load, may be used, and comes from data that passed.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
 - `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.

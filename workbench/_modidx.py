@@ -8198,6 +8198,10 @@ d = {
                 "60_release/evidence.html#_nothing",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._proof": (
+                "60_release/evidence.html#_proof",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._scores": (
                 "60_release/evidence.html#_scores",
                 "workbench/release/evidence.py",
@@ -8263,52 +8267,18 @@ d = {
                 "60_release/gates.html#waiver.__post_init__",
                 "workbench/release/gates.py",
             ),
-            "workbench.release.gates._gain": ("60_release/gates.html#_gain", "workbench/release/gates.py"),
-            "workbench.release.gates._known": ("60_release/gates.html#_known", "workbench/release/gates.py"),
             "workbench.release.gates._line": ("60_release/gates.html#_line", "workbench/release/gates.py"),
-            "workbench.release.gates._of_labels": (
-                "60_release/gates.html#_of_labels",
-                "workbench/release/gates.py",
-            ),
-            "workbench.release.gates._of_shadow": (
-                "60_release/gates.html#_of_shadow",
-                "workbench/release/gates.py",
-            ),
-            "workbench.release.gates._over_baseline": (
-                "60_release/gates.html#_over_baseline",
-                "workbench/release/gates.py",
-            ),
-            "workbench.release.gates._over_champion": (
-                "60_release/gates.html#_over_champion",
-                "workbench/release/gates.py",
-            ),
             "workbench.release.gates._row": ("60_release/gates.html#_row", "workbench/release/gates.py"),
             "workbench.release.gates._same_rows": (
                 "60_release/gates.html#_same_rows",
                 "workbench/release/gates.py",
             ),
-            "workbench.release.gates._slice_auc": (
-                "60_release/gates.html#_slice_auc",
-                "workbench/release/gates.py",
-            ),
             "workbench.release.gates._waive": ("60_release/gates.html#_waive", "workbench/release/gates.py"),
-            "workbench.release.gates._worst_missing": (
-                "60_release/gates.html#_worst_missing",
-                "workbench/release/gates.py",
-            ),
-            "workbench.release.gates._worst_slice": (
-                "60_release/gates.html#_worst_slice",
-                "workbench/release/gates.py",
-            ),
             "workbench.release.gates.default_gates": (
                 "60_release/gates.html#default_gates",
                 "workbench/release/gates.py",
             ),
             "workbench.release.gates.judge": ("60_release/gates.html#judge", "workbench/release/gates.py"),
-            "workbench.release.gates.measures": (
-                "60_release/gates.html#measures",
-                "workbench/release/gates.py",
-            ),
             "workbench.release.gates.right_size": (
                 "60_release/gates.html#right_size",
                 "workbench/release/gates.py",
@@ -8390,6 +8360,68 @@ d = {
                 "workbench/release/labelgate.py",
             ),
         },
+        "workbench.release.measures": {
+            "workbench.release.measures._known": (
+                "60_release/measures.html#_known",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._label_lineage": (
+                "60_release/measures.html#_label_lineage",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._licence": (
+                "60_release/measures.html#_licence",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._of_labels": (
+                "60_release/measures.html#_of_labels",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._of_load": (
+                "60_release/measures.html#_of_load",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._of_shadow": (
+                "60_release/measures.html#_of_shadow",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._over_baseline": (
+                "60_release/measures.html#_over_baseline",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._over_champion": (
+                "60_release/measures.html#_over_champion",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._parent": (
+                "60_release/measures.html#_parent",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._proved": (
+                "60_release/measures.html#_proved",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._slice_auc": (
+                "60_release/measures.html#_slice_auc",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._worst_missing": (
+                "60_release/measures.html#_worst_missing",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._worst_slice": (
+                "60_release/measures.html#_worst_slice",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures.gained": (
+                "60_release/measures.html#gained",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures.measures": (
+                "60_release/measures.html#measures",
+                "workbench/release/measures.py",
+            ),
+        },
         "workbench.release.people": {
             "workbench.release.people.People": (
                 "60_release/people.html#people",
@@ -8465,6 +8497,33 @@ d = {
                 "workbench/release/people.py",
             ),
             "workbench.release.people.me": ("60_release/people.html#me", "workbench/release/people.py"),
+        },
+        "workbench.release.proof": {
+            "workbench.release.proof._newest": (
+                "60_release/proof.html#_newest",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.feed_of": (
+                "60_release/proof.html#feed_of",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.labels_of": (
+                "60_release/proof.html#labels_of",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.licence_of": (
+                "60_release/proof.html#licence_of",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.proved": ("60_release/proof.html#proved", "workbench/release/proof.py"),
+            "workbench.release.proof.repeats": (
+                "60_release/proof.html#repeats",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.under_load": (
+                "60_release/proof.html#under_load",
+                "workbench/release/proof.py",
+            ),
         },
         "workbench.release.registry": {
             "workbench.release.registry.Promotion": (
@@ -8551,6 +8610,10 @@ d = {
         "workbench.release.resample": {
             "workbench.release.resample._weighted_auc": (
                 "60_release/resample.html#_weighted_auc",
+                "workbench/release/resample.py",
+            ),
+            "workbench.release.resample._weighted_precision": (
+                "60_release/resample.html#_weighted_precision",
                 "workbench/release/resample.py",
             ),
             "workbench.release.resample.auc_interval": (

@@ -7,7 +7,19 @@ import toy
 from workbench.base.ledger import Ledger
 from workbench.data.feed import Feed, write_parquet
 from workbench.models.shelf import Shelf
+from workbench.release import proof
 from workbench.release.evidence import Evidence
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch) -> None:
+    "Most tests here need no second process that answers again: `fresh` is for those that do."
+    monkeypatch.setattr(proof, "FRESH_ROWS", 0)
+
+
+@pytest.fixture
+def fresh(_one_process, monkeypatch) -> None:
+    monkeypatch.setattr(proof, "FRESH_ROWS", 32)
 
 
 @pytest.fixture
@@ -37,6 +49,8 @@ def evidence(ref: str = "flights/2", auc: float = 0.71, **more) -> Evidence:
         "usd_per_1000": 1e-6,
         **more,
     }
+    known = {"repeats": {"value": 0.0, "how": "again"}, "feed": {"value": 1.0, "how": "checked"}}
+    facts = {"proof": known | {"labels": {}, "licence": "", "open": False}} | facts
     metrics = {"auc": auc, "pr_auc": pr_auc, "brier": brier, "calibration": 0.02}
     return Evidence(ref=ref, metrics=metrics, slices=rows, **facts)
 

@@ -19,7 +19,7 @@ from workbench.models.shelf import Shelf
 from workbench.release.card import Card, card
 from workbench.release.drawn import Node, calibration, lineage, moved, slices
 from workbench.release.evidence import measure
-from workbench.release.gates import Waiver, default_gates, judge
+from workbench.release.gates import Gate, Waiver, default_gates, judge
 from workbench.release.known import describe, limits_of, purpose
 from workbench.release.registry import promote
 from workbench.release.resample import curve
@@ -40,9 +40,14 @@ def trained(shelf: Shelf, project) -> Bundle:
     return shelf.add("delays", run=run.id, **toy.linear_parts(lineage=lineage))
 
 
+def gates_of(**limits: float) -> list[Gate]:
+    "The default gates without the one that needs a second process."
+    return [gate for gate in default_gates(**limits) if gate.name != "reproducibility"]
+
+
 def judged(bundle: Bundle, feed: Feed, shelf: Shelf, **more: Any):
     found = measure(bundle, feed, calls=20, ledger=shelf.ledger)
-    limits = default_gates(latency_p99_ms=1000, auc=0.5, worst_slice_auc=0.5, calibration=1.0)
+    limits = gates_of(latency_p99_ms=1000, auc=0.5, worst_slice_auc=0.5, calibration=1.0)
     return found, judge(found, baseline=found, champion=None, gates=more.pop("gates", limits), **more)
 
 
@@ -81,7 +86,7 @@ def test_what_nobody_measured_is_said(shelf: Shelf) -> None:
 
 
 def test_waivers_and_failures_are_on_the_page(shelf: Shelf, trained: Bundle, feed: Feed) -> None:
-    gates = default_gates(latency_p99_ms=0, auc=0.999, calibration=1.0, worst_slice_auc=0.5)
+    gates = gates_of(latency_p99_ms=0, auc=0.999, calibration=1.0, worst_slice_auc=0.5)
     _, verdict = judged(
         trained, feed, shelf, gates=gates, waivers=[Waiver("latency_p99_ms", "bob", "batch only")]
     )
@@ -111,7 +116,7 @@ def test_words_are_kept_with_the_model_and_in_the_audit(shelf: Shelf, trained: B
 
 def test_nothing_from_elsewhere_becomes_markup(shelf: Shelf, trained: Bundle, feed: Feed) -> None:
     _, verdict = judged(
-        trained, feed, shelf, gates=default_gates(auc=0.999), waivers=[Waiver("auc", MARKUP, MARKUP)]
+        trained, feed, shelf, gates=gates_of(auc=0.999), waivers=[Waiver("auc", MARKUP, MARKUP)]
     )
     with suppress(GateRefused):
         promote(trained, verdict=verdict, ledger=shelf.ledger)

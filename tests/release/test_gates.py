@@ -17,11 +17,12 @@ def failed(verdict) -> list[str]:
 
 def test_what_is_better_passes(evidence) -> None:
     verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
-    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 15 gates passed"
+    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 21 gates passed"
     of_others = {
-        name for name in measures() if name.startswith(("label_", "shadow_"))
-    }  # an audit's, a shadow's
-    assert {row["gate"] for row in verdict.rows} == set(measures()) - of_others and len(of_others) == 7
+        name for name in measures() if name.startswith(("label_", "shadow_")) and name != "label_gates"
+    }
+    of_others |= {"cosine", "nearest"}  # an audit's, a shadow's, an encoder's
+    assert {row["gate"] for row in verdict.rows} == set(measures()) - of_others and len(of_others) == 9
 
 
 def test_a_shadow_is_asked_for_by_gates_of_its_own(evidence) -> None:
@@ -165,7 +166,7 @@ def test_it_shows_itself_escaped(evidence) -> None:
         assert "<b>x</b>" not in shown and "<i>" not in shown
     assert "\n" not in str(choice)
     head, *lines = str(verdict).splitlines()
-    assert "refused" in head and len(lines) == 15 and "  NO auc " in lines[0]
+    assert "refused" in head and len(lines) == 21 and "  NO auc " in lines[0]
 
 
 def test_a_waiver_lets_pass_what_somebody_answers_for(evidence) -> None:
@@ -174,7 +175,7 @@ def test_a_waiver_lets_pass_what_somebody_answers_for(evidence) -> None:
     assert (
         waived.passed and waived.failed == [] and [row["gate"] for row in waived.waived] == ["latency_p99_ms"]
     )
-    assert waived.why == "14 gates passed; latency_p99_ms waived by bob: batch only"
+    assert waived.why == "20 gates passed; latency_p99_ms waived by bob: batch only"
     assert "waived by bob" in str(waived) and "waived" in waived._repr_html_()
     both = judge(evidence(latency_p99_ms=45.0, size_mb=900.0), baseline=old, champion=None,
                  waivers=[Waiver("latency_p99_ms", "bob", "batch only")])  # fmt: skip

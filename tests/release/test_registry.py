@@ -203,7 +203,7 @@ def test_status_shows_where_it_stands(shelf: Shelf, three, judged) -> None:
     assert "flights" in caught.value.hint
 
 
-def test_measured_judged_promoted_with_real_parts(shelf: Shelf, feed) -> None:
+def test_measured_judged_promoted_with_real_parts(shelf: Shelf, feed, fresh) -> None:
     weak, strong = (shelf.add("delays", **toy.linear_parts(slope=slope)) for slope in (0.01, 3.0))
     gates = default_gates(latency_p99_ms=1000, auc=0.5, worst_slice_auc=0.5)
     first = measure(weak, feed, calls=20, ledger=shelf.ledger)

@@ -91,6 +91,12 @@ class Settings(BaseSettings):
         le=36_500,
         description="days that the schedule remembers a due time that has ended, 1 to 36500",
     )
+    target_rate: float = Field(
+        0.0,
+        ge=0,
+        le=100_000,
+        description="requests a second that a model must bear to be promoted; 0: not tested",
+    )
     approvals_needed: int = Field(0, ge=0, le=10, description="people who must approve a promotion, 0 to 10")
     approval_expires_h: float = Field(72, gt=0, le=8760, description="hours a request stays open, up to 8760")
     user_token: str | None = Field(None, description="your own token: a reference, env:NAME or file:PATH")

@@ -19,12 +19,14 @@ from ..base.store import sha256_bytes
 from ..data.contract import near
 from ..data.labels import Audit
 from .gates import Gate, Verdict
+from .measures import LABEL_LIMITS
 
-LABEL_GATES = (
-    Gate("label_errors", 0.05, "<=", "a model learns its errors too, and its score hides them"),
-    Gate("label_conflicts", 0.01, "<=", "the same row cannot be two things"),
-    Gate("label_rate_shift", 0.1, "<=", "one source must not label by a rule of its own"),
-)
+_WHY = {
+    "label_errors": "a model learns its errors too, and its score hides them",
+    "label_conflicts": "the same row cannot be two things",
+    "label_rate_shift": "one source must not label by a rule of its own",
+}
+LABEL_GATES = tuple(Gate(name, limit, "<=", _WHY[name]) for name, limit in LABEL_LIMITS.items())
 
 
 # %% ../../notebooks/60_release/25_labelgate.ipynb #judge-labels

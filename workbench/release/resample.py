@@ -30,20 +30,30 @@ def _weighted_auc(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray)
     return float((up * (below + down / 2)).sum() / pairs) if pairs else float("nan")
 
 
+def _weighted_precision(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> float:
+    "Average precision (PR-AUC) of the same."
+    up = np.add.reduceat(weights * positive, starts)[::-1]
+    seen = np.add.reduceat(weights, starts)[::-1]
+    hits, total = np.cumsum(up), up.sum()
+    precision = hits / np.maximum(np.cumsum(seen), 1)
+    return float((up * precision).sum() / total) if total else float("nan")
+
+
 def resampled(
     y: np.ndarray,  # 0 or 1, [rows]
     p: np.ndarray,  # scores, [rows]
     draws: int = DRAWS,
 ) -> dict[str, list[float]]:
-    "AUC and Brier score on rows drawn again with replacement, once a draw."
+    "AUC, PR-AUC and Brier score on rows drawn again with replacement, once a draw."
     order = np.argsort(p, kind="stable")
     positive, ordered, squares = y[order] > 0.5, p[order], (p[order] - y[order]) ** 2
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     chance, rows = np.random.default_rng(len(y)), len(y)
-    found: dict[str, list[float]] = {"auc": [], "brier": []}
+    found: dict[str, list[float]] = {"auc": [], "pr_auc": [], "brier": []}
     for _ in range(draws):
         weights = np.bincount(chance.integers(0, rows, rows), minlength=rows)[order].astype(np.float64)
         found["auc"].append(_weighted_auc(weights, positive, starts))
+        found["pr_auc"].append(_weighted_precision(weights, positive, starts))
         found["brier"].append(float((weights * squares).sum() / rows))
     return found
 
