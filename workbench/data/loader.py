@@ -304,7 +304,7 @@ class Batches:
     device: str = "auto"
     threads: int = 0  # that read; 0: one a processor, four at most
     prefetch: int = PREFETCH
-    lanes: int = 0  # units that a batch is drawn from; 0: 16, or what fits in `pool_mb`
+    lanes: int = 0  # units that a batch is drawn from; 0: 8, or what fits in `pool_mb`
     pool_mb: int = POOL_MB
     cache: Path | None = None  # folder for packed units
     data: str = ""  # fingerprint of the rows

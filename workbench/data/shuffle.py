@@ -3,7 +3,7 @@
 - Data is read in units (a row group, or several small ones). An epoch permutes the units, deals them to ranks and to lanes; a rank draws from all its lanes at once. A batch mixes rows of as many units as there are lanes.
 - Lanes move at nearly one speed and end together, each a share of a unit ahead of the next: one unit at a time is new, never all of them.
 - Inside a unit rows are permuted tile by tile: a tile is 8,192 rows from all over the unit. Tiles come in an order of the epoch, their rows by one of 16 permutations of the epoch, turned by another number for every tile: as good to look at as a fresh one, for nothing.
-- A lane gives eight rows at once: eight times fewer places to look for, and a batch of 128 still has all lanes.
+- A lane gives eight rows at once: eight times fewer places to look for, and a batch of 64 still has all lanes.
 - The order does not depend on the batch size, on threads or on time. A position in it is a number of rows, so a resume is a subtraction.
 - Each rank gets the same number of rows, or one more; the number of batches is the same for all, as DDP needs, and the last one takes the odd row.
 - A change of the number of ranks starts a new leg: what the ranks of the old one have not drawn is dealt again. Every row comes once an epoch, whatever happens."""
@@ -48,7 +48,7 @@ import numpy as np
 
 from ..base.errors import BadInput
 
-LANES = 16  # units that a batch is drawn from: quality of the shuffle against memory
+LANES = 8  # units that a batch is drawn from: quality of the shuffle against memory, time and the first batch
 WINDOW = 65_536  # rows for which the shares of the lanes are fixed
 TURN = 8  # rows that a lane gives at once
 TILE = 8192  # rows of a unit that are drawn one after the other: they fit in the second-level cache
