@@ -205,6 +205,7 @@ Modules:
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
 - `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.
+- `workbench.release.texts`: An open encoder is judged too: may it be used, how large, how fast, the same elsewhere, and how much of full precision is left.
 - `workbench.release.told`: The rows of a model card: one function a section, plain data that is shown as a table everywhere.
 - `workbench.release.trial`: One smaller version of a model, measured on the file that would ship: how well, for whom, how fast, how large, at what CPU; and all of them in one table.
 - `workbench.release.trust`: A model from elsewhere, or of before signatures, is taken in by a person who says why.

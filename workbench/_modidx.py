@@ -604,6 +604,7 @@ d = {
             "workbench.cli.cli._say": ("95_cli/cli.html#_say", "workbench/cli/cli.py"),
             "workbench.cli.cli._sheet": ("95_cli/cli.html#_sheet", "workbench/cli/cli.py"),
             "workbench.cli.cli._usage": ("95_cli/cli.html#_usage", "workbench/cli/cli.py"),
+            "workbench.cli.cli._verdict": ("95_cli/cli.html#_verdict", "workbench/cli/cli.py"),
             "workbench.cli.cli.check": ("95_cli/cli.html#check", "workbench/cli/cli.py"),
             "workbench.cli.cli.command": ("95_cli/cli.html#command", "workbench/cli/cli.py"),
             "workbench.cli.cli.demo": ("95_cli/cli.html#demo", "workbench/cli/cli.py"),
@@ -7101,6 +7102,10 @@ d = {
                 "30_models/folder.html#check_listed",
                 "workbench/models/folder.py",
             ),
+            "workbench.models.folder.licence_in": (
+                "30_models/folder.html#licence_in",
+                "workbench/models/folder.py",
+            ),
             "workbench.models.folder.read": ("30_models/folder.html#read", "workbench/models/folder.py"),
             "workbench.models.folder.read_checked": (
                 "30_models/folder.html#read_checked",
@@ -8566,6 +8571,10 @@ d = {
                 "60_release/registry.html#_check_verdict",
                 "workbench/release/registry.py",
             ),
+            "workbench.release.registry._judge_encoder": (
+                "60_release/registry.html#_judge_encoder",
+                "workbench/release/registry.py",
+            ),
             "workbench.release.registry._move": (
                 "60_release/registry.html#_move",
                 "workbench/release/registry.py",
@@ -8604,6 +8613,10 @@ d = {
             ),
             "workbench.release.registry.status": (
                 "60_release/registry.html#status",
+                "workbench/release/registry.py",
+            ),
+            "workbench.release.registry.was_judged": (
+                "60_release/registry.html#was_judged",
                 "workbench/release/registry.py",
             ),
         },
@@ -8657,6 +8670,38 @@ d = {
             ),
             "workbench.release.slim.net_ways": ("60_release/slim.html#net_ways", "workbench/release/slim.py"),
             "workbench.release.slim.slim": ("60_release/slim.html#slim", "workbench/release/slim.py"),
+        },
+        "workbench.release.texts": {
+            "workbench.release.texts._asked": ("60_release/texts.html#_asked", "workbench/release/texts.py"),
+            "workbench.release.texts._compared": (
+                "60_release/texts.html#_compared",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts._dtypes": (
+                "60_release/texts.html#_dtypes",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts._nearest": (
+                "60_release/texts.html#_nearest",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts._whole": ("60_release/texts.html#_whole", "workbench/release/texts.py"),
+            "workbench.release.texts.agreement": (
+                "60_release/texts.html#agreement",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts.encoder_gates": (
+                "60_release/texts.html#encoder_gates",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts.measure_texts": (
+                "60_release/texts.html#measure_texts",
+                "workbench/release/texts.py",
+            ),
+            "workbench.release.texts.texts_of": (
+                "60_release/texts.html#texts_of",
+                "workbench/release/texts.py",
+            ),
         },
         "workbench.release.told": {
             "workbench.release.told._day": ("60_release/told.html#_day", "workbench/release/told.py"),

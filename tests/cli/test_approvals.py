@@ -36,6 +36,13 @@ def judged(ledger: Ledger, project: Path) -> None:
         "size_mb": 0.3,
         "rows": 9000,
         "fingerprint": "spring",
+        "proof": {
+            "repeats": {"value": 0.0, "how": "again"},
+            "feed": {"value": 1.0, "how": "checked"},
+            "labels": {},
+            "licence": "",
+            "open": False,
+        },
     }
     new, old = (
         Evidence(

@@ -284,6 +284,23 @@ def models(
     _emit(found, as_json)
 
 
+def _verdict(bundle: Any, feed: str, where: str, baseline: str, rate: float | None, waive: list[str]) -> Any:
+    "Judged now on what was given; without, the last verdict, or for an encoder one on sentences of our own."
+    from workbench.data.feed import Feed
+    from workbench.models.shelf import load
+    from workbench.release import gates, people, registry
+
+    pairs = [text.partition("=") for text in waive]
+    by = people.me().name if waive else ""
+    given = {"rate": rate, "waivers": [gates.Waiver(name, by, why) for name, _, why in pairs]}
+    if feed:
+        rows = Feed(_from_here(feed), bundle.contract, where=where)
+        return registry.judge_again(bundle, rows, load(baseline) if baseline else None, **given)
+    if bundle.framework == "encoder" and (waive or not registry.was_judged(bundle)):
+        return registry.judge_again(bundle, None, None, **given)
+    return registry.last_verdict(bundle)
+
+
 @app.command()
 def promote(
     model: str,
@@ -293,25 +310,32 @@ def promote(
     ] = "",
     where: Annotated[str, typer.Option(help="SQL filter over the feed.")] = "",
     baseline: Annotated[str, typer.Option(help="The model (name/version) it must not be worse than.")] = "",
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second it must bear, beside --feed; the profile's target_rate."),
+    ] = None,
+    waive: Annotated[
+        list[str], typer.Option(help="GATE=WHY: you answer for a gate that does not hold, beside --feed.")
+    ] = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     "Give a version (name/version) an alias, on the gates it passes."
-    from workbench.data.feed import Feed
     from workbench.models.shelf import load
     from workbench.release import registry
 
-    if bool(feed) != bool(baseline) or (where and not feed):
-        raise BadParameter(
-            "--feed, --baseline and --where go together", "name the rows and the model to compare with"
-        )
     if "/" not in model:
         raise BadParameter(f"'{model}' names no version", "write name/version; workbench models lists them")
     bundle = load(model)
-    if feed:
-        rows = Feed(_from_here(feed), bundle.contract, where=where)
-        verdict = registry.judge_again(bundle, rows, load(baseline))
-    else:
-        verdict = registry.last_verdict(bundle)
+    alone = bundle.framework == "encoder"  # which is judged on texts, without a baseline
+    if (bool(feed) != bool(baseline) and not alone) or (where and not feed):
+        raise BadParameter(
+            "--feed, --baseline and --where go together", "name the rows and the model to compare with"
+        )
+    if not feed and not alone and (waive or rate):
+        raise BadParameter(
+            "--waive and --rate are about a verdict that is made now", "give --feed and --baseline"
+        )
+    verdict = _verdict(bundle, feed, where, baseline, rate, waive)
     _emit(registry.promote(bundle, verdict=verdict, alias=alias), as_json)
 
 

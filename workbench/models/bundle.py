@@ -305,7 +305,8 @@ def save_encoder(
     made, keys = room.load(source), keys or keys_of()
     texts = Contract("texts", {"text": Column("str", about="a sentence")})
     config = {"width": made.width, "limit": made.limit}
-    meta = _meta(ENCODER, config, "encoder", texts.to_json(), {}, metrics, lineage)
+    named = {"licence": found} if (found := files.licence_in(source)) else {}
+    meta = _meta(ENCODER, config, "encoder", texts.to_json(), {}, metrics, {**named, **(lineage or {})})
     shards = [path.name for path in room.weight_files(source)]
     names = [
         name for name in (*LAYOUT, *([INDEX] if shards != [SINGLE] else [])) if (source / name).is_file()

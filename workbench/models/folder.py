@@ -23,6 +23,7 @@ __all__ = [
     "check_files",
     "write_weights",
     "write",
+    "licence_in",
 ]
 
 # %% ../../notebooks/30_models/19_folder.ipynb #imports
@@ -190,3 +191,13 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
     "Write a file; its size and sha256, as a bundle lists them."
     atomic_write(path, data)
     return {"sha256": sha256_bytes(data), "size": len(data)}
+
+
+# %% ../../notebooks/30_models/19_folder.ipynb #licence
+def licence_in(folder: Path) -> str:
+    "The licence that a published model's README names in its head (`license: apache-2.0`); empty when none does."
+    path = folder / "README.md"
+    text = path.read_bytes()[:65536].decode("utf-8", "replace") if path.is_file() else ""
+    head = text[3:].partition("\n---")[0] if text.startswith("---") else ""
+    found = re.search(r"(?m)^license:[ \t]*[\"']?([\w.+-]{1,64})", head)
+    return found[1].lower() if found else ""

@@ -17,6 +17,7 @@ __all__ = [
     "approve",
     "reject",
     "last_verdict",
+    "was_judged",
     "judge_again",
     "rollback",
     "Status",
@@ -27,7 +28,7 @@ __all__ = [
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,9 @@ from workbench.release.approval import (
     vote,
 )
 from .evidence import measure
-from .gates import Verdict, judge
+from .gates import Verdict, Waiver, judge
 from .people import Person, me
+from .texts import encoder_gates, measure_texts
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #promotion
@@ -282,17 +284,50 @@ def last_verdict(bundle: str | Bundle, ledger: Ledger | None = None) -> Verdict:
     raise GateRefused(f"{bundle.ref} was never judged", "measure and judge it on a feed it has not seen")
 
 
+def was_judged(bundle: Bundle, ledger: Ledger | None = None) -> bool:
+    "Whether there is a verdict on these very bytes."
+    sql = "select 1 from runs where kind='promote' and json_extract(params, '$.digest')=? and json_extract(params, '$.verdict')<>''"
+    return bool((ledger or Ledger()).query(sql, bundle.digest))
+
+
 # %% ../../notebooks/60_release/30_registry.ipynb #judge-again
 def judge_again(
-    bundle: str | Bundle, feed: Feed, baseline: str | Bundle, *, ledger: Ledger | None = None
+    bundle: str | Bundle,
+    feed: Feed | None,  # rows with outcomes; texts for an encoder, which has sentences of its own
+    baseline: str | Bundle | None,  # an encoder has none
+    *,
+    rate: float | None = None,  # requests a second it must bear; the profile's target_rate when None
+    waivers: Sequence[Waiver] = (),
+    ledger: Ledger | None = None,
 ) -> Verdict:
     "Measure `bundle`, `baseline` and the champion that stands now on `feed`, and judge by the default gates."
-    bundle, baseline = as_bundle(bundle, ledger), as_bundle(baseline, ledger)
+    bundle = as_bundle(bundle, ledger)
     standing = champion(bundle.name, ledger) if bundle.name else None
+    if bundle.framework == "encoder":
+        return _judge_encoder(bundle, feed, standing, waivers, ledger)
+    if feed is None or baseline is None:
+        raise BadInput(f"{bundle.ref} is judged on rows", "give a feed with outcomes, and a baseline")
+    baseline = as_bundle(baseline, ledger)
     known = {found.digest: found for found in (bundle, baseline, *([standing] if standing else []))}
-    seen = {digest: measure(found, feed, ledger=ledger) for digest, found in known.items()}
+    asked = {digest: rate if digest == bundle.digest else 0.0 for digest in known}
+    seen = {
+        digest: measure(found, feed, rate=asked[digest], ledger=ledger) for digest, found in known.items()
+    }
     against = seen[standing.digest] if standing else None
-    return judge(seen[bundle.digest], baseline=seen[baseline.digest], champion=against)
+    return judge(seen[bundle.digest], baseline=seen[baseline.digest], champion=against, waivers=waivers)
+
+
+def _judge_encoder(
+    bundle: Bundle,
+    feed: Feed | None,
+    standing: Bundle | None,
+    waivers: Sequence[Waiver],
+    ledger: Ledger | None,
+) -> Verdict:
+    found = measure_texts(bundle, feed, ledger=ledger)
+    same = standing is not None and standing.digest == bundle.digest
+    old = found if same else measure_texts(standing, feed, ledger=ledger) if standing else None
+    return judge(found, baseline=found, champion=old, gates=encoder_gates(), waivers=waivers)
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #rollback
