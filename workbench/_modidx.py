@@ -1099,6 +1099,7 @@ d = {
                 "10_compute/plan.html#_ray_place",
                 "workbench/compute/plan.py",
             ),
+            "workbench.compute.plan._spread": ("10_compute/plan.html#_spread", "workbench/compute/plan.py"),
             "workbench.compute.plan.decide": ("10_compute/plan.html#decide", "workbench/compute/plan.py"),
             "workbench.compute.plan.estimate": ("10_compute/plan.html#estimate", "workbench/compute/plan.py"),
             "workbench.compute.plan.note_cost": (

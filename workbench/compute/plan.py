@@ -84,19 +84,24 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _spread(items: int) -> list[int]:
+    "Places of the items to try: a tenth of them, 32 at least, evenly over all, in an order that is all over from the start."
+    count = min(items, max(32, items // 10))
+    stride = next(n for n in range(int(count * 0.618) + 1, count + 2) if math.gcd(n, count) == 1)
+    return [k * stride % count * (items - 1) // max(1, count - 1) for k in range(count)]
+
+
 def probe(work: Callable[[Any], Any], items: list[Any], limit_s: float = PROBE_S) -> Probe:
-    "Run a few items, spread over all, for about `limit_s`; the first one twice, as it pays for what is set up."
+    "Run items spread over all, a tenth or about `limit_s` of them; the first one twice, as it pays for what is set up."
     work(items[0])
     before_mb, begun, cpu = _peak_mb(), time.perf_counter(), _cpu_s()
     took: list[float] = []
-    count = min(len(items), 32)
-    for place in range(count):
+    order = _spread(len(items))
+    for place in order:
         since = time.perf_counter()
-        work(
-            items[place * 37 % count * (len(items) - 1) // max(1, count - 1)]
-        )  # here and there, not from the start
+        work(items[place])
         took.append(time.perf_counter() - since)
-        if time.perf_counter() - begun > limit_s and len(took) >= min(3, count):
+        if time.perf_counter() - begun > limit_s and len(took) >= min(3, len(order)):
             break
     wall, mean = time.perf_counter() - begun, sum(took) / len(took)
     cores = min(64.0, max(0.05, (_cpu_s() - cpu) / wall))
