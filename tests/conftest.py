@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from books import Write, write_book
+from rays import there  # noqa: F401
 
 from workbench.base.records import Ledger
 from workbench.base.store import Store

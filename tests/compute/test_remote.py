@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rays import free
 
 from workbench.base.errors import BadInput, NotFound, Stopped, Unavailable
 from workbench.base.records import Ledger, find, runs
 from workbench.compute import session
 from workbench.compute.cell import names, start_cell, take
-from workbench.compute.cluster import head
 from workbench.compute.keeper import next_chunk
 from workbench.compute.remote import Needs, Pending, attach, feasible, map, megabytes, remote, send
 from workbench.compute.shipping import check_fresh, dumps, local_modules, pack
@@ -32,21 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def there() -> Iterator[Any]:
-    with head(cpus=2) as found:
-        yield found
-
-
-def free(ray: Any, cpus: float = 2) -> float:
-    "Seconds until so many cores are free."
-    begun = time.monotonic()
-    while ray.available_resources().get("CPU", 0) < cpus:
-        assert time.monotonic() - begun < 30
-        time.sleep(0.02)
-    return time.monotonic() - begun
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rays import free
 
 from workbench.base.errors import BadInput, Unavailable
 from workbench.base.records import Ledger, find, runs
-from workbench.compute.cluster import head
 from workbench.train.fit import fit
 from workbench.train.found import front
 from workbench.train.search import search
@@ -277,21 +276,6 @@ def test_a_killed_driver_loses_no_finished_trial(project: Path, workers: int) ->
     assert sum(run.status == "killed" for run in runs(limit=900, kind="trial")) >= 1
 
 
-@pytest.fixture(scope="module")
-def there() -> Iterator[Any]:
-    with head(cpus=2) as found:
-        yield found
-
-
-def free(ray: Any, cpus: float = 2) -> float:
-    "Seconds until so many cores are free."
-    begun = time.monotonic()
-    while ray.available_resources().get("CPU", 0) < cpus:
-        assert time.monotonic() - begun < 30
-        time.sleep(0.02)
-    return time.monotonic() - begun
-
-
 @pytest.mark.ray
 def test_on_a_cluster_pruning_reaches_the_worker(
     there: Any, ledger: Ledger, tmp_path: Path, capfd: Any
@@ -332,12 +316,14 @@ def test_on_a_cluster_an_interrupt_frees_the_cores(there: Any, ledger: Ledger, t
     def press() -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.02)
+        pressed.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
+    pressed: list[float] = []
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         search(deaf, LINE, name="deaf", workers=2, ledger=ledger)
-    assert free(ray) < 4  # 2 s on a quiet machine
+    assert free(ray, pressed[0]) < 4  # about 1 s, and 2 s is the aim; the machine may be busy
     assert {run.status for run in runs(ledger)} == {"killed"}
     with pytest.raises(Unavailable, match="wants GPU 1"):
         search(hill, LINE, name="gpu", workers=1, gpus=1, ledger=ledger)
