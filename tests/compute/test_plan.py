@@ -21,6 +21,7 @@ from workbench.compute.plan import (
     note_cost,
     places,
     plan,
+    probe,
     start_costs,
 )
 from workbench.compute.resources import Resources
@@ -188,6 +189,17 @@ def test_simple_wins_within_a_tenth_and_budgets_bind() -> None:
         decide(far, budget_usd=0.01)
     with pytest.raises(BadInput, match="memory"):
         decide([Estimate("in-process", 1, 9e9, 0, False)])
+
+
+def test_of_many_small_items_a_tenth_is_tried_all_over_them() -> None:
+    seen: list[int] = []
+    probe(seen.append, list(range(2_000)), limit_s=60)
+    assert len(set(seen)) == 200 and (min(seen), max(seen)) == (0, 1_999)
+    assert 800 < sum(seen[1:31]) / 30 < 1_200  # also where it ends early
+    for few in (1, 2, 3, 37):
+        seen.clear()
+        probe(seen.append, list(range(few)))
+        assert len(set(seen)) == min(few, 32)
 
 
 def test_starts_are_remembered(store: Store) -> None:

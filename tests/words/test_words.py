@@ -110,6 +110,7 @@ def test_its_notebooks_are_jobs(texts: Path, ledger: Ledger) -> None:
     asked = {"steps": 24, "width": 32, "layers": 1, "rate": 0.01}
     done = run(texts / "notebooks/words/3_train.ipynb", asked, ledger=ledger)
     said = done.metrics
+    assert said["kept_by_a_worker"] == said["parameters"]
     assert said["steps"] == 24 and said["bits_per_byte"] < said["untrained"] - 1
     assert said["sample"].startswith("Return a list of") and set(said["compressors"]) == {
         "zlib",
@@ -126,4 +127,5 @@ def test_its_model_is_cut_over_two_workers(texts: Path, ledger: Ledger) -> None:
     asked = {"steps": 12, "width": 32, "layers": 2, "workers": 2, "rate": 0.01}
     done = run(texts / "notebooks/words/3_train.ipynb", asked, ledger=ledger)
     assert done.metrics["workers"] == 2 and done.metrics["steps"] == 12
+    assert done.metrics["kept_by_a_worker"] == pytest.approx(done.metrics["parameters"] / 2, rel=0.05)
     assert done.metrics["bits_per_byte"] < done.metrics["untrained"] - 0.5

@@ -175,6 +175,7 @@ def _cluster(ours: bool, context: Any) -> Cluster:
 # %% ../../notebooks/10_compute/10_cluster.ipynb #head
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray would put what it runs behind everything else on the machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -254,7 +255,7 @@ def _answers(address: str) -> None:
 
 def _absent(address: str, error: Exception) -> Unavailable:
     said = str(error).strip().split("\n")[0][:300]
-    hint = "start one (ray start --head), give its token (RAY_AUTH_TOKEN_PATH), or set ray_address = local in settings.ini"
+    hint = "start one (ray start --head), give its token (RAY_AUTH_TOKEN_PATH) or certificates (ray_tls), or set ray_address = local in settings.ini"
     return Unavailable(f"no Ray answers at ray_address = {address!r}: {said}", hint)
 
 

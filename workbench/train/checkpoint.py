@@ -303,7 +303,8 @@ class Checkpoints:
 
     def _run(self, step: int, note: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # on Linux a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + 5)
         try:
             part = private_folder(self.folder / f".{self.path(step).name}.{self.attempt}.part")
             file = part / f"rank{self.rank}.safetensors"
