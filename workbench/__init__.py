@@ -51,6 +51,7 @@ Modules:
 - `workbench.compute.cell`: A whole cell on the cluster: what it reads goes there, what it assigned comes back, what cannot travel is named.
 - `workbench.compute.cloud`: A cluster that grows and shrinks, written from settings.ini: Ray's own YAML, or values for KubeRay's chart.
 - `workbench.compute.cluster`: A Ray to work on: one that runs already, or one of our own that leaves nothing behind.
+- `workbench.compute.demand`: A service that waits for room on a cluster, and whether somebody else's going would give it that room.
 - `workbench.compute.keeper`: The one that stays at the cluster with the work, so that a kernel may go and come back.
 - `workbench.compute.plan`: Where, how long, how much: before it runs; and afterwards how wrong that was.
 - `workbench.compute.remote`: `@wb.remote` and `wb.map`: one function on the cluster, with the kernel's code, an interrupt that interrupts, and nothing lost.

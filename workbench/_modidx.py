@@ -980,6 +980,21 @@ d = {
                 "workbench/compute/cluster.py",
             ),
         },
+        "workbench.compute.demand": {
+            "workbench.compute.demand.fits": ("10_compute/demand.html#fits", "workbench/compute/demand.py"),
+            "workbench.compute.demand.free_by_node": (
+                "10_compute/demand.html#free_by_node",
+                "workbench/compute/demand.py",
+            ),
+            "workbench.compute.demand.makes_room": (
+                "10_compute/demand.html#makes_room",
+                "workbench/compute/demand.py",
+            ),
+            "workbench.compute.demand.serving_waits": (
+                "10_compute/demand.html#serving_waits",
+                "workbench/compute/demand.py",
+            ),
+        },
         "workbench.compute.keeper": {
             "workbench.compute.keeper.Keeper": (
                 "10_compute/keeper.html#keeper",
@@ -10638,6 +10653,7 @@ d = {
             ),
             "workbench.train.crew.Crew.drop": ("40_train/crew.html#crew.drop", "workbench/train/crew.py"),
             "workbench.train.crew.Crew.free": ("40_train/crew.html#crew.free", "workbench/train/crew.py"),
+            "workbench.train.crew.Crew.held": ("40_train/crew.html#crew.held", "workbench/train/crew.py"),
             "workbench.train.crew.Crew.is_stale": (
                 "40_train/crew.html#crew.is_stale",
                 "workbench/train/crew.py",
@@ -11231,6 +11247,10 @@ d = {
             ),
             "workbench.train.scaling._earlier": (
                 "40_train/scaling.html#_earlier",
+                "workbench/train/scaling.py",
+            ),
+            "workbench.train.scaling._give_way": (
+                "40_train/scaling.html#_give_way",
                 "workbench/train/scaling.py",
             ),
             "workbench.train.scaling._here": ("40_train/scaling.html#_here", "workbench/train/scaling.py"),

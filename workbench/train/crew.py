@@ -32,6 +32,7 @@ import sysconfig
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,7 +170,7 @@ class Crew:
     room: Any = None  # placement group
     idle_since: float = 0.0
 
-    def reserve(self, workers: int, tick: Callable[[], None]) -> None:
+    def reserve(self, workers: int, tick: Callable[[], None], within_s: float = ROOM_S) -> None:
         "Hold the resources of so many members; `tick` is called while waiting and may raise."
         from ray.util.placement_group import placement_group
 
@@ -178,12 +179,12 @@ class Crew:
         self.free()
         bundle = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
         self.room = placement_group([bundle] * workers, strategy="PACK")
-        last = time.monotonic() + ROOM_S
+        last = time.monotonic() + within_s
         while not self.room.wait(0.2):
             tick()
             if time.monotonic() > last:
                 self.free()
-                what = f"{workers} workers need {self.cpus:g} CPUs and {self.gpus:g} GPUs each; they were not free for {ROOM_S:.0f} s"
+                what = f"{workers} workers need {self.cpus:g} CPUs and {self.gpus:g} GPUs each; they were not free for {within_s:.0f} s"
                 raise Unavailable(what, "use fewer workers, workers=(1, n), or end what holds them")
 
     def free(self) -> None:
@@ -195,6 +196,13 @@ class Crew:
                 self.dismiss()
             remove_placement_group(self.room)
             self.room = None
+
+    def held(self) -> dict[str, Counter[str]]:
+        "What is reserved, by node."
+        found: dict[str, Counter[str]] = {}
+        for node in self._nodes() if self.room is not None else []:
+            found.setdefault(node, Counter()).update({"CPU": self.cpus, "GPU": self.gpus})
+        return found
 
     def _nodes(self) -> list[str]:
         from ray.util.placement_group import placement_group_table

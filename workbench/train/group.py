@@ -113,7 +113,7 @@ class Ending:
     "How an attempt ended."
 
     value: Any = None
-    left: str = ""  # stop, preempt, budget, resize
+    left: str = ""  # stop, preempt, budget, resize, yield
     step: int = 0
     error: WorkbenchError | None = None
     died: list[int] = field(default_factory=list)

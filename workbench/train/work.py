@@ -2,7 +2,7 @@
 
 - `prepare` puts the model on the device and under DDP or FSDP2, and everything back where the last checkpoint left it. `batches` goes on at the row where it left off. `report` ends a step.
 - `report` costs a list entry: a thread writes metrics and a sign of life five times a second. (`ray.train.report` lets one report through per 2 s and holds the loop up.)
-- A checkpoint is due every so many steps, so all ranks know without asking. Stop, preemption, budget and a change of workers come as a file: rank 0 names a step that is a second ahead, all ranks save there and leave.
+- A checkpoint is due every so many steps, so all ranks know without asking. Stop, preemption, budget, a service that needs the room and a change of workers come as a file: rank 0 names a step that is a second ahead, all ranks save there and leave.
 - What is saved is the end of a step: the weights, and the position after the rows that made them.
 - `Left` is no `Exception`: a loop that catches everything does not swallow it."""
 
@@ -38,7 +38,7 @@ from .state import Training, bare, seed_all
 
 PULSE_S = 0.2
 AHEAD_S = 1.0  # between the decision to leave and the step where all leave
-ASKS = ("stop", "preempt", "budget", "resize")
+ASKS = ("stop", "preempt", "budget", "resize", "yield")
 
 
 # %% ../../notebooks/40_train/32_work.ipynb #site
