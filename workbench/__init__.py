@@ -40,6 +40,7 @@ Modules:
 - `workbench.cli.load`: `workbench load NAME --rate 100 --rate 400 --spike 10`: the curve of a service that runs here, and its knee.
 - `workbench.cli.main`: `workbench run` asks a warm process first, and needs nothing but the standard library for it.
 - `workbench.cli.plan`: `workbench plan 8b --gpus 64`: layout, memory, speed and price of a training on paper.
+- `workbench.cli.prune`: `workbench prune flights --keep 5`: which versions nothing needs; with `--delete -m WHY` they go.
 - `workbench.cli.quarantine`: `workbench quarantine list|show|replay`: what was refused, why, and back in when it passes.
 - `workbench.cli.report`: The same page with pictures, in one file that needs nothing else.
 - `workbench.cli.reproduce`: `workbench reproduce RUN`: a job made again from its record, and whether it came to the same.
@@ -205,6 +206,7 @@ Modules:
 - `workbench.release.proof`: Beside how well it does: whether it does the same elsewhere, bears the load, may be used, and comes from data that passed.
 - `workbench.release.registry`: Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 - `workbench.release.resample`: How far a figure would move on other rows of the same kind: a difference that chance makes as well is a tie.
+- `workbench.release.retention`: Old versions that answer nobody and that nothing needs are listed, and deleted when somebody says so.
 - `workbench.release.slim`: One call, one table: a model made smaller and faster in every way there is, each file measured and judged; what passes is kept as a child.
 - `workbench.release.texts`: An open encoder is judged too: may it be used, how large, how fast, the same elsewhere, and how much of full precision is left.
 - `workbench.release.told`: The rows of a model card: one function a section, plain data that is shown as a table everywhere.

@@ -740,6 +740,10 @@ d = {
             "workbench.cli.plan.plan": ("95_cli/plan.html#plan", "workbench/cli/plan.py"),
             "workbench.cli.plan.register": ("95_cli/plan.html#register", "workbench/cli/plan.py"),
         },
+        "workbench.cli.prune": {
+            "workbench.cli.prune.prune": ("95_cli/prune.html#prune", "workbench/cli/prune.py"),
+            "workbench.cli.prune.register": ("95_cli/prune.html#register", "workbench/cli/prune.py"),
+        },
         "workbench.cli.quarantine": {
             "workbench.cli.quarantine.Sheet": ("95_cli/quarantine.html#sheet", "workbench/cli/quarantine.py"),
             "workbench.cli.quarantine.Sheet.__init__": (
@@ -7730,13 +7734,13 @@ d = {
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf._change": ("30_models/shelf.html#_change", "workbench/models/shelf.py"),
+            "workbench.models.shelf._last": ("30_models/shelf.html#_last", "workbench/models/shelf.py"),
             "workbench.models.shelf._missing": ("30_models/shelf.html#_missing", "workbench/models/shelf.py"),
             "workbench.models.shelf._point": ("30_models/shelf.html#_point", "workbench/models/shelf.py"),
             "workbench.models.shelf._set_aliases": (
                 "30_models/shelf.html#_set_aliases",
                 "workbench/models/shelf.py",
             ),
-            "workbench.models.shelf._trail": ("30_models/shelf.html#_trail", "workbench/models/shelf.py"),
             "workbench.models.shelf.as_bundle": (
                 "30_models/shelf.html#as_bundle",
                 "workbench/models/shelf.py",
@@ -7746,6 +7750,7 @@ d = {
                 "workbench/models/shelf.py",
             ),
             "workbench.models.shelf.load": ("30_models/shelf.html#load", "workbench/models/shelf.py"),
+            "workbench.models.shelf.trail": ("30_models/shelf.html#trail", "workbench/models/shelf.py"),
         },
         "workbench.models.signature": {
             "workbench.models.signature.Keys": (
@@ -8607,6 +8612,10 @@ d = {
                 "60_release/registry.html#champion",
                 "workbench/release/registry.py",
             ),
+            "workbench.release.registry.has_passed": (
+                "60_release/registry.html#has_passed",
+                "workbench/release/registry.py",
+            ),
             "workbench.release.registry.judge_again": (
                 "60_release/registry.html#judge_again",
                 "workbench/release/registry.py",
@@ -8629,10 +8638,6 @@ d = {
             ),
             "workbench.release.registry.status": (
                 "60_release/registry.html#status",
-                "workbench/release/registry.py",
-            ),
-            "workbench.release.registry.was_judged": (
-                "60_release/registry.html#was_judged",
                 "workbench/release/registry.py",
             ),
         },
@@ -8668,6 +8673,76 @@ d = {
             "workbench.release.resample.resampled": (
                 "60_release/resample.html#resampled",
                 "workbench/release/resample.py",
+            ),
+        },
+        "workbench.release.retention": {
+            "workbench.release.retention.Kept": (
+                "60_release/retention.html#kept",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Kept.ref": (
+                "60_release/retention.html#kept.ref",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Retention": (
+                "60_release/retention.html#retention",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Retention.__str__": (
+                "60_release/retention.html#retention.__str__",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Retention._repr_html_": (
+                "60_release/retention.html#retention._repr_html_",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Retention.going": (
+                "60_release/retention.html#retention.going",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.Retention.to_json": (
+                "60_release/retention.html#retention.to_json",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._decided": (
+                "60_release/retention.html#_decided",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._end": (
+                "60_release/retention.html#_end",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._names": (
+                "60_release/retention.html#_names",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._opened": (
+                "60_release/retention.html#_opened",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._parent": (
+                "60_release/retention.html#_parent",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._policy": (
+                "60_release/retention.html#_policy",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention._reasons": (
+                "60_release/retention.html#_reasons",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.prune": (
+                "60_release/retention.html#prune",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.retention": (
+                "60_release/retention.html#retention",
+                "workbench/release/retention.py",
+            ),
+            "workbench.release.retention.sweep": (
+                "60_release/retention.html#sweep",
+                "workbench/release/retention.py",
             ),
         },
         "workbench.release.slim": {

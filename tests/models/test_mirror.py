@@ -44,3 +44,18 @@ def test_versions_and_aliases_are_copied_and_kept_in_step(ledger: Ledger, capsys
 
 def test_without_a_shelf_there_is_nothing_to_do(ledger: Ledger) -> None:
     assert drain_models(ledger, client=None) == ()
+
+
+def test_a_version_that_was_deleted_goes_there_too(ledger: Ledger) -> None:
+    shelf = Shelf(ledger)
+    client, _ = _client(ledger.store)
+    for slope in (1.0, 2.0):
+        shelf.add("delays", **toy.linear_parts(slope=slope))
+    shelf.set_alias("delays", "champion", 2)
+    seen = drain_models(ledger, client)
+    with ledger.change() as db:
+        db.execute("update versions set digest='' where version=1")
+    assert drain_models(ledger, client, seen) != seen
+    left = client.search_model_versions("name='delays'")
+    assert [one.tags["workbench.version"] for one in left] == ["2"]
+    assert client.get_model_version_by_alias("delays", "champion").version == left[0].version

@@ -13,7 +13,7 @@ from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
 from workbench.release.card import card
 from workbench.release.gates import Waiver, judge
-from workbench.release.registry import judge_again, promote, was_judged
+from workbench.release.registry import has_passed, judge_again, promote
 from workbench.release.texts import agreement, encoder_gates, measure_texts
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -52,13 +52,13 @@ def verdict_of(found):
 
 def test_a_published_encoder_passes_and_is_promoted(shelf: Shelf, published: Path, fresh) -> None:
     bundle = shelf.add("emb", source=published)
-    assert bundle.lineage["licence"] == "apache-2.0" and not was_judged(bundle, shelf.ledger)
+    assert bundle.lineage["licence"] == "apache-2.0" and not has_passed(bundle, shelf.ledger)
     found = measure_texts(bundle, calls=5, ledger=shelf.ledger)
     rows = {row["gate"]: row for row in verdict_of(found).rows}
     assert all(row["passed"] for row in rows.values()), rows
     assert "fresh process" in rows["reproducibility"]["how"] and "apache-2.0" in rows["licence"]["how"]
     promote(bundle, verdict=verdict_of(found), ledger=shelf.ledger)
-    assert shelf.aliases("emb") == {"champion": 1} and was_judged(bundle, shelf.ledger)
+    assert shelf.aliases("emb") == {"champion": 1} and has_passed(bundle, shelf.ledger)
     told = card("emb@champion", ledger=shelf.ledger)
     assert told.to_json()["facts"]["licence"] == "apache-2.0" and "cosine" in told.page()
 

@@ -159,6 +159,9 @@ def _copy_model(client: Any, ledger: Ledger, name: str) -> None:
             }
             made = client.create_model_version(name, source, run_id=row["mirror_id"], tags=tags)
             known[str(row["version"])] = made.version
+    ours = {str(row["version"]) for row in ledger.query(sql, name)}
+    for version in [known.pop(one) for one in set(known) - ours if one]:  # deleted since
+        client.delete_model_version(name, version)
     rows = ledger.query("select alias, version from aliases where name=?", name)
     wanted, there = (
         {row["alias"]: known[str(row["version"])] for row in rows},

@@ -91,6 +91,15 @@ class Settings(BaseSettings):
         le=36_500,
         description="days that the schedule remembers a due time that has ended, 1 to 36500",
     )
+    keep_versions: int = Field(
+        10,
+        ge=1,
+        le=100_000,
+        description="newest versions of each model that workbench prune leaves, 1 or more",
+    )
+    keep_versions_days: float = Field(
+        90.0, ge=0, description="days in which workbench prune leaves every version, 0 or more"
+    )
     target_rate: float = Field(
         0.0,
         ge=0,

@@ -59,6 +59,7 @@ from workbench.cli import (
     labels,
     load,
     plan,
+    prune,
     quarantine,
     reproduce,
     resume,
@@ -86,6 +87,7 @@ edge.register(app)
 labels.register(app)
 load.register(app)
 plan.register(app)
+prune.register(app)
 quarantine.register(app)
 reproduce.register(app)
 resume.register(app)
@@ -296,7 +298,7 @@ def _verdict(bundle: Any, feed: str, where: str, baseline: str, rate: float | No
     if feed:
         rows = Feed(_from_here(feed), bundle.contract, where=where)
         return registry.judge_again(bundle, rows, load(baseline) if baseline else None, **given)
-    if bundle.framework == "encoder" and (waive or not registry.was_judged(bundle)):
+    if bundle.framework == "encoder" and (waive or not registry.has_passed(bundle)):
         return registry.judge_again(bundle, None, None, **given)
     return registry.last_verdict(bundle)
 

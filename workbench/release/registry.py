@@ -17,7 +17,7 @@ __all__ = [
     "approve",
     "reject",
     "last_verdict",
-    "was_judged",
+    "has_passed",
     "judge_again",
     "rollback",
     "Status",
@@ -284,10 +284,12 @@ def last_verdict(bundle: str | Bundle, ledger: Ledger | None = None) -> Verdict:
     raise GateRefused(f"{bundle.ref} was never judged", "measure and judge it on a feed it has not seen")
 
 
-def was_judged(bundle: Bundle, ledger: Ledger | None = None) -> bool:
-    "Whether there is a verdict on these very bytes."
-    sql = "select 1 from runs where kind='promote' and json_extract(params, '$.digest')=? and json_extract(params, '$.verdict')<>''"
-    return bool((ledger or Ledger()).query(sql, bundle.digest))
+def has_passed(bundle: Bundle, ledger: Ledger | None = None) -> bool:
+    "Whether the newest verdict on these very bytes let it pass."
+    try:
+        return last_verdict(bundle, ledger).passed
+    except GateRefused:
+        return False
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #judge-again
