@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -115,6 +116,34 @@ def test_a_service_of_replicas(service: Deployed, ledger: Ledger) -> None:
     listening = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
     open_to_all = [line for line in listening.splitlines() if "ray::" in line and "127.0.0.1" not in line]
     assert not open_to_all
+
+
+def killed_and_whole_again(service: Deployed, rng: random.Random) -> float:
+    "Seconds from the kill of a replica until there are two that answer."
+    before = processes("ray::ServeReplica:flights")
+    victim = rng.choice(before)
+    os.kill(victim, signal.SIGKILL)
+    begun = time.monotonic()
+    while len({*processes("ray::ServeReplica:flights")} - {victim}) < 2 or service.replicas("flights") != {
+        "RUNNING": 2
+    }:
+        assert time.monotonic() - begun < 60
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+@pytest.mark.slow
+def test_twenty_kills_under_load(service: Deployed) -> None:
+    rng, whole_s = random.Random(7), []
+    with Clients(int(service.url.rpartition(":")[2])) as clients:
+        for _ in range(20):
+            time.sleep(rng.uniform(0.2, 1.5))
+            whole_s.append(killed_and_whole_again(service, rng))
+    found = clients.found
+    failed = sum(count for name, count in found.items() if name.startswith("failed"))
+    print(f"{dict(found)}; two replicas again after {min(whole_s):.1f} to {max(whole_s):.1f} s")
+    assert failed <= (found["answered"] + failed) / 1000, found
+    assert max(whole_s) < 10
 
 
 @pytest.fixture(autouse=True, scope="module")
