@@ -225,6 +225,37 @@ def test_repeatable(kept: Shelf, home: Path, rows: Any, names: list[str], blocke
     assert fresh(home, blocked, names) == wanted == fresh(home, blocked, names)
 
 
+@pytest.mark.slow  # makes environments
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (PLAIN, []),
+        (["graph"], ["onnxruntime"]),
+        (["net", "shards"], ["torch"]),
+        (["sentences"], ["torch", "tokenizers"]),
+    ],
+    ids=["core", "onnxruntime", "torch", "text"],
+)
+def test_the_light_core_and_an_engine_are_enough(
+    kept: Shelf, home: Path, rows: Any, tmp_path: Path, names: list[str], more: list[str]
+) -> None:
+    root, source, place = Path(__file__).parents[2], tmp_path / "source", tmp_path / "venv"
+    shutil.copytree(root / "workbench", source / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = str(place / "bin/python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile"]
+    subprocess.run([*pip, "-c", str(root / "constraints.txt"), str(source), *more], check=True)
+    env = {"WORKBENCH_STORE": str(home / "store"), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [python, "-c", FRESH, str(home), "", ",".join(names), json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["out"] == {name: here(kept, rows, name) for name in names}
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+    print(f"a venv with the light core{''.join(f' and {name}' for name in more)}: {size / 1e6:.0f} MB")
+
+
 @pytest.mark.parametrize("name", GROWN)
 def test_trees_have_the_bits_of_scikit_learn(kept: Shelf, rows: Any, recipe: Recipe, name: str) -> None:
     columns = rows.columns(20_000, seed=9)
