@@ -7316,6 +7316,10 @@ d = {
                 "30_models/onnxmodel.html#_quiet",
                 "workbench/models/onnxmodel.py",
             ),
+            "workbench.models.onnxmodel._to_bf16": (
+                "30_models/onnxmodel.html#_to_bf16",
+                "workbench/models/onnxmodel.py",
+            ),
             "workbench.models.onnxmodel._to_int4": (
                 "30_models/onnxmodel.html#_to_int4",
                 "workbench/models/onnxmodel.py",
@@ -7836,6 +7840,10 @@ d = {
                 "workbench/models/smaller.py",
             ),
             "workbench.models.smaller._put": ("30_models/smaller.html#_put", "workbench/models/smaller.py"),
+            "workbench.models.smaller.compiled": (
+                "30_models/smaller.html#compiled",
+                "workbench/models/smaller.py",
+            ),
             "workbench.models.smaller.halved": (
                 "30_models/smaller.html#halved",
                 "workbench/models/smaller.py",

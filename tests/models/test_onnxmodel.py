@@ -55,7 +55,7 @@ def test_a_bundle_carries_a_graph(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["int8 static", "int4 weights"])
+@pytest.mark.parametrize("how", ["int8 static", "int4 weights", "bf16 weights"])
 def test_fewer_bits_are_nearly_the_same_and_never_depend_on_neighbours(tmp_path: Path, how: str) -> None:
     columns = toy.columns(500)
     x = toy.recipe().encode(columns)

@@ -93,3 +93,12 @@ def test_a_configuration_cannot_make_it_run_something_else() -> None:
 def test_half_precision_is_nearly_the_same(net: toy.Net) -> None:
     moved = np.abs(answers(smaller.halved(net, "toynet:Net"), x()) - answers(net, x()))
     assert 0 < moved.max() < 0.03
+
+
+def test_a_net_that_cannot_be_compiled_is_refused(net: toy.Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **how: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **how: broken)
+    with pytest.raises(BadInput, match="cannot be compiled: RuntimeError"):
+        smaller.compiled(net, "toynet:Net", x(4))

@@ -13,6 +13,7 @@ __all__ = [
     "Layers",
     "Changed",
     "halved",
+    "compiled",
     "thinner",
     "low_rank",
     "sparse",
@@ -48,6 +49,7 @@ class Changed(nn.Module):
         config: dict[str, Any],  # that builds it
         layers: Layers,
         half: bool = False,  # compute matrix products in bf16
+        compiled: bool = False,  # by torch.compile, in each process that loads it
     ) -> None:
         super().__init__()
         self.config = {
@@ -55,6 +57,7 @@ class Changed(nn.Module):
             "config": config,
             "layers": {k: dict(v) for k, v in layers.items()},
             "half": half,
+            **({"compiled": True} if compiled else {}),
         }
         check_object(model, "class")
         kind = load_object(model)
@@ -63,11 +66,12 @@ class Changed(nn.Module):
         self.half, self.net = half, kind(**copy.deepcopy(config))
         for name, sizes in layers.items():
             _put(self.net, name, sizes)
+        self.__dict__["_call"] = torch.compile(self.net, dynamic=True) if compiled else self.net
 
     def forward(self, x: Tensor) -> Tensor:
         "As the whole net."
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            return self.net(x).float()
+            return self._call(x).float()
 
 
 def _put(net: nn.Module, name: str, sizes: Mapping[str, int]) -> None:
@@ -89,6 +93,23 @@ def halved(net: nn.Module, model: str) -> Changed:
     made = Changed(model, net.config, {}, half=True)
     made.net.load_state_dict(net.state_dict())
     return made.eval()
+
+
+def compiled(
+    net: nn.Module,
+    model: str,
+    x: np.ndarray,  # a few encoded rows, to see that it can be
+) -> Changed:
+    "The same weights, compiled; `BadInput` where torch cannot."
+    made = Changed(model, net.config, {}, compiled=True)
+    made.net.load_state_dict(net.state_dict())
+    try:
+        with torch.inference_mode():
+            made.eval()(torch.from_numpy(x))
+    except Exception as error:
+        what = f"it cannot be compiled: {type(error).__name__}"
+        raise BadInput(what, "torch.compile needs a C++ compiler, and a net it can follow") from error
+    return made
 
 
 # %% ../../notebooks/30_models/62_smaller.ipynb #thinner
