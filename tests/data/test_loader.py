@@ -130,6 +130,24 @@ def test_batches_are_well_shuffled(small_units: None, size: int) -> None:
     assert quality(batches[:-1], ROWS) >= 0.9
 
 
+@pytest.mark.parametrize("unit, cached", [(104, False), (104, True), (101, False)])
+def test_rows_that_are_copied_together_may_be_cut_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unit: int, cached: bool
+) -> None:
+    "Units of whole turns of eight rows, and others: one order, whatever the batches and where it goes on."
+    monkeypatch.setattr("workbench.data.packing.UNIT_ROWS", unit)
+    found, how = pieces(unit * 30, unit), {"cache": tmp_path} if cached else {}
+    whole = drawn(loader(found, batch_size=64, **how))
+    assert sorted(whole) == list(range(unit * 30))
+    for size, steps in ((7, 11), (8, 3), (33, 40), (500, 2)):
+        batches = loader(found, batch_size=size, **how)
+        passing = iter(batches)
+        begun = np.concatenate([next(passing) for _ in range(steps)]).tolist()
+        passing.close()
+        assert begun == whole[: size * steps]
+        assert drawn(loader(found, batch_size=50, **how).resume(batches.state())) == whole[size * steps :]
+
+
 def test_batches_larger_than_the_data(small_units: None) -> None:
     assert [len(batch) for batch in loader(pieces(), batch_size=10**6)] == [ROWS]
 
