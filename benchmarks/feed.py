@@ -230,11 +230,9 @@ def loaded(path: Path, columns: list[str]) -> np.ndarray:
     "A sample in memory."
     import pyarrow.parquet as pq
 
-    table = (
-        pq.ParquetFile(path)
-        .read_row_groups([0, 1][: len(groups(path))], columns=columns)
-        .slice(0, SAMPLE_ROWS)
-    )
+    file = pq.ParquetFile(path)
+    wanted = -(-SAMPLE_ROWS // file.metadata.row_group(0).num_rows)
+    table = file.read_row_groups(groups(path)[:wanted], columns=columns).slice(0, SAMPLE_ROWS)
     return (
         pixels_of(table)
         if "image" in columns

@@ -148,6 +148,33 @@ def test_rows_that_are_copied_together_may_be_cut_anywhere(
         assert drawn(loader(found, batch_size=50, **how).resume(batches.state())) == whole[size * steps :]
 
 
+@pytest.mark.parametrize("size, cached", [(100, False), (100, True), (40, False)])
+def test_arrays_keep_to_their_rows(small_units: None, tmp_path: Path, size: int, cached: bool) -> None:
+    "Pictures and numbers of a row stay together, whatever a unit is made of."
+    rows = np.arange(ROWS)
+    pixels = ((rows[:, None] + np.arange(12)) % 251).astype(np.uint8)
+    images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(12), ROWS, [None, pa.py_buffer(pixels.tobytes())])
+    whole = pa.table({"row": rows, "image": images})
+    found = [
+        Piece(
+            "pictures.parquet",
+            at // size,
+            size,
+            lambda names, at=at: whole.slice(at, size).select(list(names)),
+        )
+        for at in range(0, ROWS, size)
+    ]
+    packing, seen = pack(whole.schema, {"row": "row", "image": "image"}), []
+    batches = Batches(
+        found, packing, shape_of(packing, True), 64, device="numpy", cache=tmp_path if cached else None
+    )
+    for _ in range(2):
+        for batch in batches:
+            assert np.array_equal(batch["image"], pixels[batch["row"]])
+            seen += batch["row"].tolist()
+    assert Counter(seen) == Counter(rows.tolist() * 2)
+
+
 def test_batches_larger_than_the_data(small_units: None) -> None:
     assert [len(batch) for batch in loader(pieces(), batch_size=10**6)] == [ROWS]
 
