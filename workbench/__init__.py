@@ -196,6 +196,7 @@ Modules:
 - `workbench.models.trees`: What scikit-learn grew is kept as arrays and answers in numpy with scikit-learn's own bits.
 - `workbench.release.approval`: A promotion waits for people where the profile asks for it: not the author, not expired, once.
 - `workbench.release.card`: One page about a model that a product manager can read: what it is for, how well, for whom, on which rows, what it costs, who said yes.
+- `workbench.release.door`: Requests for approval over HTTP: for people whom a proxy has signed in, or who bring their own token.
 - `workbench.release.drawn`: Four small pictures of a model in plain SVG: no library, real text, the same words for those who do not see them.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.

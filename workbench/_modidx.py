@@ -546,6 +546,7 @@ d = {
         },
         "workbench.cli.approvals": {
             "workbench.cli.approvals._emit": ("95_cli/approvals.html#_emit", "workbench/cli/approvals.py"),
+            "workbench.cli.approvals._serve": ("95_cli/approvals.html#_serve", "workbench/cli/approvals.py"),
             "workbench.cli.approvals.add_person": (
                 "95_cli/approvals.html#add_person",
                 "workbench/cli/approvals.py",
@@ -8155,6 +8156,16 @@ d = {
             "workbench.release.card._table": ("60_release/card.html#_table", "workbench/release/card.py"),
             "workbench.release.card._tiles": ("60_release/card.html#_tiles", "workbench/release/card.py"),
             "workbench.release.card.card": ("60_release/card.html#card", "workbench/release/card.py"),
+        },
+        "workbench.release.door": {
+            "workbench.release.door._answer": ("60_release/door.html#_answer", "workbench/release/door.py"),
+            "workbench.release.door._body": ("60_release/door.html#_body", "workbench/release/door.py"),
+            "workbench.release.door._own_origin": (
+                "60_release/door.html#_own_origin",
+                "workbench/release/door.py",
+            ),
+            "workbench.release.door.door": ("60_release/door.html#door", "workbench/release/door.py"),
+            "workbench.release.door.person": ("60_release/door.html#person", "workbench/release/door.py"),
         },
         "workbench.release.drawn": {
             "workbench.release.drawn.Node": ("60_release/drawn.html#node", "workbench/release/drawn.py"),

@@ -107,13 +107,32 @@ def remove_person(name: str, as_json: Json = False) -> None:
 # %% ../../notebooks/95_cli/26_approvals.ipynb #request-verbs
 def requests(
     every: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    port: Annotated[
+        int, typer.Option("--serve", min=0, max=65535, help="Answer over HTTP on this port; 0: not.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    "List promotions that wait for approval."
+    "List promotions that wait for approval, or let them be answered over HTTP."
     from workbench.release import approval
+
+    if port:
+        return _serve(port)
 
     found = approval.requests(state="" if every else "open")
     _emit(found, as_json, "" if found else "nothing waits for approval")
+
+
+def _serve(port: int) -> None:
+    "Requests over HTTP, for people whom a trusted proxy has signed in or who bring their token."
+    from workbench.base.settings import load_settings
+    from workbench.release.door import door
+    from workbench.serve import wire
+
+    host = load_settings().host
+    with wire.listen(host, port) as listening:
+        wire.server(door(Ledger()), lambda: print(f"http://{host}:{port}/requests", flush=True)).run(
+            sockets=[listening]
+        )
 
 
 def approve(request: int, message: Why, as_json: Json = False) -> None:
