@@ -4788,7 +4788,7 @@ d = {
             ),
             "workbench.jobs.far.Mailbox.finish": ("80_jobs/far.html#mailbox.finish", "workbench/jobs/far.py"),
             "workbench.jobs.far.Mailbox.look": ("80_jobs/far.html#mailbox.look", "workbench/jobs/far.py"),
-            "workbench.jobs.far.Mailbox.python": ("80_jobs/far.html#mailbox.python", "workbench/jobs/far.py"),
+            "workbench.jobs.far.Mailbox.place": ("80_jobs/far.html#mailbox.place", "workbench/jobs/far.py"),
             "workbench.jobs.far.Mailbox.read": ("80_jobs/far.html#mailbox.read", "workbench/jobs/far.py"),
             "workbench.jobs.far.Mailbox.say": ("80_jobs/far.html#mailbox.say", "workbench/jobs/far.py"),
             "workbench.jobs.far.Mailbox.stop": ("80_jobs/far.html#mailbox.stop", "workbench/jobs/far.py"),

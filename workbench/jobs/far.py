@@ -94,9 +94,9 @@ class Mailbox:
             time.sleep(60)
         os._exit(0)
 
-    def python(self) -> str:
-        "The interpreter of the cluster."
-        return sys.executable
+    def place(self) -> tuple[str, str]:
+        "The interpreter of the cluster, and its address from inside."
+        return sys.executable, need("ray", extra="ray").get_runtime_context().gcs_address
 
     def task(self) -> tuple[dict[str, Any], bytes]:
         "The order and the models that go with it."
@@ -204,8 +204,9 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def work(run_id: str) -> None:
+def work(run_id: str, address: str) -> None:
     "What the Ray Job runs: the notebook on a store of its own, and its parcel into the mailbox."
+    os.environ["RAY_ADDRESS"] = address  # Ray guesses, and is wrong where two clusters share a machine
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray hands it down blocked, to kernels too
     environment()  # remembered as it is before Ray adds packages of its own to what is installed
     ray = need("ray", extra="ray")
@@ -277,12 +278,12 @@ def _submit(place: Path, spec: dict[str, Any], client: Any) -> Any:
         .remote(spec["task"], shelf.read_bytes() if shelf.is_file() else b"")
     )
     try:
-        python = ray.get(box.python.remote(), timeout=120)
+        python, address = ray.get(box.place.remote(), timeout=120)
     except ray.exceptions.RayError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         hint = "Workbench must be installed there, in this version"
         raise Unavailable(f"the cluster cannot take the job: {lines[-1].strip()[:300]}", hint) from None
-    code = f"from workbench.jobs.far import work; work({spec['run']!r})"
+    code = f"from workbench.jobs.far import work; work({spec['run']!r}, {address!r})"
     _when_ready(
         lambda: client.submit_job(
             entrypoint="exec " + shlex.join([python, "-c", code]),
