@@ -306,9 +306,10 @@ def test_on_ray_by_tls_the_bits_are_the_same_and_a_killed_site_returns(
 
     monkeypatch.setenv("WORKBENCH_RAY_TLS", "keys")
     with head(cpus=4):
+        two = {name: place.sites[name] for name in ("b6", "ua")}  # each site is a process that imports torch
         here, there = (
-            place.train(method="diloco", steps=4),
-            place.train(method="diloco", steps=4, on="ray", cpus=0.5),
+            place.train(sites=two, method="diloco", steps=4),
+            place.train(sites=two, method="diloco", steps=4, on="ray", cpus=0.5),
         )
         assert all(np.array_equal(here.weights[name], value) for name, value in there.weights.items())
         assert (here.metrics, here.history) == (there.metrics, there.history)
@@ -319,7 +320,7 @@ def test_on_ray_by_tls_the_bits_are_the_same_and_a_killed_site_returns(
                     os._exit(1)
                 return super().train(head, arrays)
 
-        mixed = place.sites | {"as": Dies("as", place.sites["as"])}
+        mixed = {"as": Dies("as", place.sites["as"]), "ua": place.sites["ua"]}
         fit = place.train(sites=mixed, rounds=6, on="ray", cpus=0.5)
         assert fit.history[1]["away"] == ["as"] and fit.history[0]["away"] == fit.history[-1]["away"] == []
         until = time.monotonic() + 20
