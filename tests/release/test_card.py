@@ -96,7 +96,14 @@ def test_waivers_and_failures_are_on_the_page(shelf: Shelf, trained: Bundle, fee
     rows = {row["gate"]: row for row in found.to_json()["gates"]}
     assert rows["latency_p99_ms"]["verdict"] == "waived" and "bob" in rows["latency_p99_ms"]["waived by"]
     assert rows["auc"]["verdict"] == "FAILED" and "1 gate failed" in str(found)
+    assert "1 gate failed, 1 waived" in str(found)
     assert any("waived by bob" in one for one in limits_of(found.known))
+    rest = [gate for gate in gates if gate.name != "auc"]
+    _, verdict = judged(
+        trained, feed, shelf, gates=rest, waivers=[Waiver("latency_p99_ms", "bob", "batch only")]
+    )
+    promote(trained, verdict=verdict, ledger=shelf.ledger)
+    assert f"{len(rest) - 1} gates passed, 1 waived" in str(card("delays/1", ledger=shelf.ledger))
 
 
 def test_words_are_kept_with_the_model_and_in_the_audit(shelf: Shelf, trained: Bundle) -> None:

@@ -49,14 +49,12 @@ def state_of(known: Known) -> str:
     alias = ", ".join(known.aliases) or "no alias: it answers nobody"
     if known.verdict is None:
         return f"{alias}; it was never judged"
-    failed = len(known.verdict.failed)
-    gates = (
-        f"all {len(known.verdict.rows)} gates passed"
-        if known.verdict.passed
-        else f"{failed} gate{'s' * (failed > 1)} failed"
-    )
-    waived = f", {len(known.verdict.waived)} waived" if known.verdict.waived else ""
-    return f"{alias}; {gates}{waived}{_promoted(known)}"
+    failed, waived = len(known.verdict.failed), len(known.verdict.waived)
+    every = len(known.verdict.rows)
+    gates = f"{failed} gate{'s' * (failed > 1)} failed" if failed else f"all {every} gates passed"
+    if waived:
+        gates = f"{gates}, {waived} waived" if failed else f"{every - waived} gates passed, {waived} waived"
+    return f"{alias}; {gates}{_promoted(known)}"
 
 
 def _promoted(known: Known, alias: str = "") -> str:
