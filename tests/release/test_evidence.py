@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed, write_parquet
 from workbench.models.folder import WEIGHTS
 from workbench.models.shelf import Shelf
+from workbench.release import evidence
 from workbench.release.evidence import Evidence, measure
 from workbench.release.resample import interval
 from workbench.serve.engine import Engine
@@ -161,3 +165,23 @@ def test_what_is_uncertain_missing_and_paid_is_measured_and_kept(shelf: Shelf, f
     assert 0 < found.usd_per_1000 < 0.01
     kept = json.loads(Path(find(found.run, shelf.ledger).artifacts["evidence"]).read_text())
     assert Evidence(**kept) == found
+
+
+def test_what_the_neighbours_take_is_no_latency_of_the_model() -> None:
+    beside = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * len(os.sched_getaffinity(0)))
+    ]
+    try:
+        time.sleep(0.3)
+        whole, own = [], []
+        for _ in range(400):
+            begun, waited_s = time.perf_counter(), evidence._waited_s()
+            sum(range(50_000))
+            took_s = time.perf_counter() - begun
+            whole.append(took_s)
+            own.append(took_s - (evidence._waited_s() - waited_s))
+    finally:
+        [one.kill() for one in beside]
+        [one.wait() for one in beside]
+    assert sum(own) < 0.8 * sum(whole) and min(own) > 0
