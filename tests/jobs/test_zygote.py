@@ -41,7 +41,7 @@ def site(tmp_path: Path) -> Path:
     "Where packages are installed, for these zygotes."
     folder = tmp_path / "site-packages"
     folder.mkdir()
-    (folder / "never_compiled.py").write_text("x = 1\n")
+    (folder / "never_compiled.py").write_text("import os\nos.environ['RAY_OF_IMPORT'] = '0'\n")
     return folder
 
 
@@ -97,6 +97,7 @@ def test_one_that_begins_again_keeps_its_place_while_its_kernel_is_at_work(begin
     assert after["pid"] == process.pid and after["served"] == 0 and kernel.poll() is None
     kernel.terminate()
     assert kernel.wait(10) == -signal.SIGTERM
+    assert after["read"] == before["read"], "what an import has set is not taken for the user's"
 
 
 def test_a_first_import_is_no_installation_and_two_at_once_are_one(

@@ -261,6 +261,7 @@ def _listen(path: Path) -> socket.socket:
 # %% ../../notebooks/80_jobs/13_zygote.ipynb #main
 def main(folder: str, role: str, pool: str, target: str = "", prepare: str = "") -> None:
     "Serve until told to end; one zygote of a role in a folder, started again when it is out of date."
+    environment = dict(os.environ)  # what is imported sets more, and would be taken for the user's
     lock = open(os.open(Path(folder, f"{role}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -276,4 +277,4 @@ def main(folder: str, role: str, pool: str, target: str = "", prepare: str = "")
     state.unlink(missing_ok=True)
     if again:
         lock.close()
-        os.execv(sys.executable, sys.orig_argv)
+        os.execve(sys.executable, sys.orig_argv, environment)
