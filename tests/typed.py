@@ -35,7 +35,12 @@ def typed(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None
         socket.send_fds(line, [len(data).to_bytes(4, "big")], [out.fileno(), err.fileno()])
         line.sendall(data)
         line.settimeout(timeout_s)
-        code = int.from_bytes(line.recv(4), "big", signed=True)
+        try:
+            code = int.from_bytes(line.recv(4), "big", signed=True)
+        except TimeoutError:  # its answer, should it come, is nobody else's
+            line.close()
+            _server.cache_clear()
+            raise
         out.seek(0), err.seek(0)
         return subprocess.CompletedProcess(["workbench", *args], code, out.read().decode(), err.read().decode())  # fmt: skip
 
