@@ -8328,6 +8328,10 @@ d = {
                 "workbench/release/gates.py",
             ),
             "workbench.release.gates.judge": ("60_release/gates.html#judge", "workbench/release/gates.py"),
+            "workbench.release.gates.limited": (
+                "60_release/gates.html#limited",
+                "workbench/release/gates.py",
+            ),
             "workbench.release.gates.right_size": (
                 "60_release/gates.html#right_size",
                 "workbench/release/gates.py",

@@ -14,7 +14,6 @@ __all__ = ["TEXTS", "CALLS", "encoder_gates", "agreement", "texts_of", "measure_
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from ..base.progress import track
 from ..base.records import start
 from ..base.settings import load_settings
 from ..base.store import atomic_write, sha256_bytes
-from ..data.contract import near
 from ..data.feed import Feed
 from ..models.bundle import SENTENCES, Bundle
 from ..models.folder import weight_names
@@ -34,7 +32,7 @@ from ..models.shards import read_header
 from ..models.shelf import as_bundle
 from . import proof
 from .evidence import Evidence
-from .gates import Gate
+from .gates import Gate, limited
 
 if TYPE_CHECKING:
     from workbench.models.encoder import Encoder
@@ -54,11 +52,7 @@ _ENCODER = (
 # %% ../../notebooks/60_release/22_texts.ipynb #gates
 def encoder_gates(**limits: float) -> list[Gate]:
     "The gates of an encoder; `limits` changes a limit by the gate's name."
-    known = [gate.name for gate in _ENCODER]
-    for name in limits:
-        if name not in known:
-            raise BadInput(f"gate '{name}' is not asked of an encoder", near(name, known))
-    return [replace(gate, limit=limits.get(gate.name, gate.limit)) for gate in _ENCODER]
+    return limited(_ENCODER, limits, [gate.name for gate in _ENCODER], "is not asked of an encoder")
 
 
 # %% ../../notebooks/60_release/22_texts.ipynb #agreement
