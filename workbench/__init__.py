@@ -249,6 +249,7 @@ Modules:
 - `workbench.serve.scoring`: A part of a feed on its way to being scores: read, judged, scored, packed; the same here and on a worker.
 - `workbench.serve.sequential`: May be looked at after every request: a test that stays honest however often it is read.
 - `workbench.serve.shadow`: A challenger sees what the champion is asked, and nobody who asks can tell.
+- `workbench.serve.switch`: Many models on HTTP: a path names the model, and everything else is as with one.
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.traffic`: Who answers and who only watches, decided while the service runs.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.

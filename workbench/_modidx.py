@@ -8996,6 +8996,7 @@ d = {
         },
         "workbench.serve.body": {
             "workbench.serve.body.Answer": ("50_serve/body.html#answer", "workbench/serve/body.py"),
+            "workbench.serve.body._document": ("50_serve/body.html#_document", "workbench/serve/body.py"),
             "workbench.serve.body._errors": ("50_serve/body.html#_errors", "workbench/serve/body.py"),
             "workbench.serve.body._feedback": ("50_serve/body.html#_feedback", "workbench/serve/body.py"),
             "workbench.serve.body._json": ("50_serve/body.html#_json", "workbench/serve/body.py"),
@@ -9005,6 +9006,10 @@ d = {
             "workbench.serve.body._predict": ("50_serve/body.html#_predict", "workbench/serve/body.py"),
             "workbench.serve.body._unique": ("50_serve/body.html#_unique", "workbench/serve/body.py"),
             "workbench.serve.body.openapi": ("50_serve/body.html#openapi", "workbench/serve/body.py"),
+            "workbench.serve.body.openapi_of_many": (
+                "50_serve/body.html#openapi_of_many",
+                "workbench/serve/body.py",
+            ),
             "workbench.serve.body.plain_row": ("50_serve/body.html#plain_row", "workbench/serve/body.py"),
             "workbench.serve.body.read_json": ("50_serve/body.html#read_json", "workbench/serve/body.py"),
             "workbench.serve.body.read_rows": ("50_serve/body.html#read_rows", "workbench/serve/body.py"),
@@ -9346,6 +9351,10 @@ d = {
             "workbench.serve.desk._event": ("50_serve/desk.html#_event", "workbench/serve/desk.py"),
             "workbench.serve.desk.as_refusal": ("50_serve/desk.html#as_refusal", "workbench/serve/desk.py"),
             "workbench.serve.desk.check_type": ("50_serve/desk.html#check_type", "workbench/serve/desk.py"),
+            "workbench.serve.desk.keep_outcomes": (
+                "50_serve/desk.html#keep_outcomes",
+                "workbench/serve/desk.py",
+            ),
             "workbench.serve.desk.read_body": ("50_serve/desk.html#read_body", "workbench/serve/desk.py"),
             "workbench.serve.desk.reply": ("50_serve/desk.html#reply", "workbench/serve/desk.py"),
             "workbench.serve.desk.timing": ("50_serve/desk.html#timing", "workbench/serve/desk.py"),
@@ -9821,6 +9830,7 @@ d = {
                 "50_serve/many.html#many._make_room",
                 "workbench/serve/many.py",
             ),
+            "workbench.serve.many.Many.bundle": ("50_serve/many.html#many.bundle", "workbench/serve/many.py"),
             "workbench.serve.many.Many.shown": ("50_serve/many.html#many.shown", "workbench/serve/many.py"),
             "workbench.serve.many.Many.stop": ("50_serve/many.html#many.stop", "workbench/serve/many.py"),
             "workbench.serve.many.Many.use": ("50_serve/many.html#many.use", "workbench/serve/many.py"),
@@ -9828,35 +9838,7 @@ d = {
                 "50_serve/many.html#many.used_mb",
                 "workbench/serve/many.py",
             ),
-            "workbench.serve.many.Switch": ("50_serve/many.html#switch", "workbench/serve/many.py"),
-            "workbench.serve.many.Switch.__call__": (
-                "50_serve/many.html#switch.__call__",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many.Switch.__init__": (
-                "50_serve/many.html#switch.__init__",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many.Switch._live": (
-                "50_serve/many.html#switch._live",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many.Switch._page": (
-                "50_serve/many.html#switch._page",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many._Loaded": ("50_serve/many.html#_loaded", "workbench/serve/many.py"),
-            "workbench.serve.many._Loaded.__init__": (
-                "50_serve/many.html#_loaded.__init__",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many._Loaded.__iter__": (
-                "50_serve/many.html#_loaded.__iter__",
-                "workbench/serve/many.py",
-            ),
-            "workbench.serve.many.create_app": ("50_serve/many.html#create_app", "workbench/serve/many.py"),
             "workbench.serve.many.name_of": ("50_serve/many.html#name_of", "workbench/serve/many.py"),
-            "workbench.serve.many.serve": ("50_serve/many.html#serve", "workbench/serve/many.py"),
             "workbench.serve.many.size_mb": ("50_serve/many.html#size_mb", "workbench/serve/many.py"),
         },
         "workbench.serve.meters": {
@@ -10402,6 +10384,81 @@ d = {
                 "workbench/serve/shadow.py",
             ),
             "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
+        },
+        "workbench.serve.switch": {
+            "workbench.serve.switch.Pages": ("50_serve/switch.html#pages", "workbench/serve/switch.py"),
+            "workbench.serve.switch.Pages.__call__": (
+                "50_serve/switch.html#pages.__call__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Pages.__init__": (
+                "50_serve/switch.html#pages.__init__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Pages._json": (
+                "50_serve/switch.html#pages._json",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Pages.live": (
+                "50_serve/switch.html#pages.live",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Pages.openapi": (
+                "50_serve/switch.html#pages.openapi",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Switch": ("50_serve/switch.html#switch", "workbench/serve/switch.py"),
+            "workbench.serve.switch.Switch.__call__": (
+                "50_serve/switch.html#switch.__call__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Switch.__init__": (
+                "50_serve/switch.html#switch.__init__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Switch._answer": (
+                "50_serve/switch.html#switch._answer",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Switch._feedback": (
+                "50_serve/switch.html#switch._feedback",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.Switch._live": (
+                "50_serve/switch.html#switch._live",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Loaded": ("50_serve/switch.html#_loaded", "workbench/serve/switch.py"),
+            "workbench.serve.switch._Loaded.__init__": (
+                "50_serve/switch.html#_loaded.__init__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Loaded.__iter__": (
+                "50_serve/switch.html#_loaded.__iter__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Logs": ("50_serve/switch.html#_logs", "workbench/serve/switch.py"),
+            "workbench.serve.switch._Logs.__init__": (
+                "50_serve/switch.html#_logs.__init__",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Logs.close": (
+                "50_serve/switch.html#_logs.close",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Logs.opened": (
+                "50_serve/switch.html#_logs.opened",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._Logs.outcomes": (
+                "50_serve/switch.html#_logs.outcomes",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.create_app": (
+                "50_serve/switch.html#create_app",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch.serve": ("50_serve/switch.html#serve", "workbench/serve/switch.py"),
         },
         "workbench.serve.trace": {
             "workbench.serve.trace.Trace": ("50_serve/trace.html#trace", "workbench/serve/trace.py"),

@@ -143,6 +143,7 @@ class Service:
     project: Path
     module: Path
     request_s: float = 30.0
+    script: str = SCRIPT
     port: int = field(default_factory=free_port)
     process: Any = None
 
@@ -153,7 +154,7 @@ class Service:
         return clean | own | {"PYTHONPATH": str(self.module), "TINY_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
 
     def start(self) -> "Service":
-        command = [sys.executable, "-c", SCRIPT, str(self.port), str(self.request_s)]
+        command = [sys.executable, "-c", self.script, str(self.port), str(self.request_s)]
         with (self.project / "stderr.log").open("a") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.project, env=self.environment(), stdout=log, stderr=log

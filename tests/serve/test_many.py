@@ -1,23 +1,30 @@
 """Many models, little memory: loads are shared, room is made, and each answers with its own bits."""
 
 import asyncio
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOOD, TOKEN, free_port, parts
+from conftest import GOOD, TOKEN, Service, free_port, make_service, parts
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from workbench.base.errors import BadInput, WorkbenchError
 from workbench.base.ledger import Ledger
+from workbench.base.store import Store
 from workbench.cli.cli import app
+from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
+from workbench.serve.clients import Client, Clients
 from workbench.serve.engine import Engine
-from workbench.serve.many import Many, create_app, size_mb
+from workbench.serve.many import Many, size_mb
 from workbench.serve.policy import Overloaded
+from workbench.serve.requestlog import RequestLog, read
+from workbench.serve.switch import create_app
 
 NAMES = ("one", "two", "three")
 
@@ -143,6 +150,112 @@ def test_a_path_names_the_model(client: TestClient, refs: list[str], ledger: Led
     assert late.status_code in (200, 503)
     assert b'workbench_model_info{model="one"' in client.get("/metrics").content
     assert client.get("/readyz", headers={"authorization": ""}).status_code == 200
+
+
+def test_outcomes_are_kept_by_model_and_load_nothing(refs: list[str], ledger: Ledger) -> None:
+    told: dict[str, RequestLog] = {}
+
+    def outcomes(bundle: Bundle) -> RequestLog:
+        about = {"store": ledger.store, "folder": "feedback", "outcomes": True, "flush_s": 3600}
+        return told.setdefault(bundle.name, RequestLog(bundle.name, bundle.contract, **about))
+
+    many = small(refs, ledger, 1.5)
+    partner = Clients.of(
+        TOKEN, {hashlib.sha256(b"the token of a partner").hexdigest(): Client("p", {"feedback"})}
+    )
+    headers = {"authorization": "Bearer the token of a partner"}
+    with TestClient(
+        create_app(many, token=partner, outcomes=outcomes), base_url="http://localhost"
+    ) as client:
+        for name in NAMES:
+            body = {"feedback": [{"request": f"of-{name}", "outcome": {"late": True}}]}
+            found = client.post(f"/v1/models/{name}:feedback", json=body, headers=headers)
+            assert (found.status_code, found.json()) == (200, {"kept": 1})
+        told_of = body["feedback"][0]
+        for path, sent, status in (
+            ("/v1/models/one:feedback", {"request": "x", "outcome": {"seats": 1}}, 422),
+            ("/v1/models/none:feedback", told_of, 404),
+            ("/feedback", told_of, 404),
+            ("/v1/models/one:predict", {"row": GOOD}, 403),
+        ):
+            assert client.post(path, json=sent, headers=headers).status_code == status, path
+        assert "/v1/models/NAME:feedback" in client.post("/feedback", json=body, headers=headers).text
+        assert many.loads == 0 and not many.held
+    for name, log in told.items():
+        log.close()
+        assert read(name, ledger.store, "feedback")["request"].to_list() == [f"of-{name}"]
+
+
+def test_what_is_read_describes_models_that_are_not_loaded(client: TestClient) -> None:
+    about = client.get("/openapi.json").json()
+    schemas = about["components"]["schemas"]
+    for name in NAMES:
+        asked = about["paths"][f"/v1/models/{name}:predict"]["post"]["requestBody"]["content"][
+            "application/json"
+        ]
+        assert json.dumps(schemas[f"{name}.Row"]) in json.dumps(schemas) and f"{name}.Row" in json.dumps(
+            asked
+        )
+        assert about["paths"][f"/v1/models/{name}:feedback"]
+        assert client.get(f"/v2/models/{name}").json()["name"] == name
+    assert schemas["one.Row"]["properties"]["seats"]["maximum"] == 900
+    assert client.get("/live.json").json()["live"] == {}
+    assert not client.get("/live.json").json()["house"]["loads"], "nobody asked for a model"
+    example = asked["example"]
+    assert client.post("/v1/models/three:predict", json=example).status_code == 200
+    live = client.get("/live.json").json()
+    assert list(live["live"]) == ["three"] and live["live"]["three"]["counts"]["run"] == 1
+    for path in ("/", "/healthz", "/v2/health/ready"):
+        assert client.get(path, headers={"authorization": ""}).status_code == 200
+    for path in ("/live.json", "/openapi.json", "/v2/models/one"):
+        assert client.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/v2/models/none").status_code == 404
+
+
+SCRIPT = """
+import sys
+from workbench.serve import switch
+switch.serve(["flights/1", "trains/1"], port=int(sys.argv[1]))
+"""
+
+
+def test_the_page_shows_each_model(tmp_path: Path, module: Path) -> None:
+    sync = pytest.importorskip("playwright.sync_api")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no chromium here")
+    made = make_service(tmp_path / "project", module, script=SCRIPT)
+    Shelf(Ledger(Store(tmp_path / "project" / ".workbench"))).add("trains", **parts())
+    made.start()
+    try:
+        with sync.sync_playwright() as play:
+            look(made, play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"]))
+        told = {"request": "r1", "outcome": {"late": True}}
+        assert made.ask("/v1/models/trains:feedback", told) == (200, {"kept": 1})
+    finally:
+        made.stop(15)
+    store = Store(tmp_path / "project" / ".workbench")
+    assert read("trains", store, "feedback")["request"].to_list() == ["r1"]
+    assert len(read("flights", store)) == 20
+
+
+def look(made: Service, browser: Any) -> None:
+    url, page, wrong = f"http://127.0.0.1:{made.port}/", browser.new_page(), []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(url) else None)
+    page.goto(url + "#" + TOKEN)
+    page.wait_for_selector("#models tr")
+    assert not page.is_visible("#cards") and page.inner_text("#models").count("not loaded") == 2
+    for i in range(20):
+        assert made.ask("/v1/models/flights:predict", {"row": {**GOOD, "seats": 1 + i}})[0] == 200
+    page.wait_for_selector('#name:has-text("flights version 1")')
+    assert made.ask("/v1/models/trains:predict", {"row": GOOD})[0] == 200
+    page.click('#models button:enabled:has-text("trains")')
+    page.wait_for_selector('#name:has-text("trains version 1")')
+    assert page.inner_text("#models tr:first-child").split()[0] == "flights"
+    assert "/v1/models/NAME:predict" in page.inner_text("#requests") and "2 loads" in page.inner_text("#room")
+    page.screenshot(path=str(made.project / "page.png"), full_page=True)
+    browser.close()
+    assert not [line for line in wrong if "favicon" not in line], wrong
 
 
 def test_the_verb_serves_one_or_many_here_and_wants_ray_for_replicas(project: Path) -> None:

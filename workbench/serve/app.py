@@ -32,6 +32,7 @@ from ..base.errors import need
 from ..base.ledger import Ledger
 from ..base.settings import Settings, load_settings, resolve_secret
 from ..base.store import Store
+from ..models.bundle import Bundle
 from .body import openapi
 from .clients import Client, Clients, check_strength, load_clients
 from .desk import Desk, Handler, Hot
@@ -121,6 +122,7 @@ def _routes(desk: Desk) -> dict[str, Handler]:
         "/feedback": desk.feedback,
         f"/v1/models/{name}:predict": desk.predict,
         f"/v1/models/{name}:stream": desk.stream,
+        f"/v1/models/{name}:feedback": desk.feedback,
         f"/v2/models/{name}/infer": desk.infer,
     }
 
@@ -251,8 +253,8 @@ def _log(engine: Engine, store: Store, run: str, settings: Settings) -> RequestL
     return RequestLog(engine.name, engine.contract, store=store, run=run, redact=hidden, **kept)
 
 
-def _outcomes(engine: Engine, store: Store, run: str) -> RequestLog:
-    return RequestLog(engine.name, engine.contract, store=store, run=run, folder="feedback", outcomes=True)
+def _outcomes(model: Engine | Bundle, store: Store, run: str) -> RequestLog:
+    return RequestLog(model.name, model.contract, store=store, run=run, folder="feedback", outcomes=True)
 
 
 # %% ../../notebooks/50_serve/50_app.ipynb #serve-until-asked

@@ -57,7 +57,7 @@ def needed(path: str) -> str:
     "The scope that a path wants."
     if path == "/predict" or path.endswith((":predict", ":stream", "/infer")):
         return "predict"
-    return "feedback" if path == "/feedback" else "read"
+    return "feedback" if path == "/feedback" or path.endswith(":feedback") else "read"
 
 
 def check_strength(token: str) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "read_body",
     "reply",
     "as_refusal",
+    "keep_outcomes",
     "Desk",
     "Hot",
 ]
@@ -32,10 +33,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..base.errors import BadRow
+from ..data.contract import Contract
 from .body import plain_row, read_json, read_rows, respond
 from .bulk import ARROW, read_bulk, write_bulk
 from .engine import Answered, Engine
-from .feedback import read_feedback, truth
+from .feedback import Told, read_feedback, truth
 from .inference import LENGTH, read_request, write_answer
 from .policy import Overloaded
 from .refusal import App, Limits, Receive, Refusal, Scope, Send, come_back
@@ -117,6 +119,22 @@ def as_refusal(error: Exception, single: bool = True) -> Exception:
         later = come_back(error.retry_after_s) if error.retry_after_s else ()
         return Refusal(503, "overloaded", f"{error.what}; {error.hint}", headers=later)
     return error
+
+
+# %% ../../notebooks/50_serve/48_desk.ipynb #keep-outcomes
+async def keep_outcomes(
+    exchange: Any, receive: Receive, contract: Contract, outcomes: RequestLog | None
+) -> list[Told]:
+    "What a body says came out, checked and kept; raises `Refusal`."
+    check_type(exchange.headers)
+    body = await read_body(receive)
+    value = read_json(body) if len(body) < INLINE_BYTES else await asyncio.to_thread(read_json, body)
+    told = read_feedback(value, contract)
+    if outcomes is None:
+        raise Refusal(404, "no_feedback", "this service keeps no outcomes", ("path",))
+    for one in told:
+        outcomes.add(one.request, 0, [one.outcome], [], one.position)
+    return told
 
 
 # %% ../../notebooks/50_serve/48_desk.ipynb #event
@@ -227,17 +245,11 @@ class Desk:
 
     async def feedback(self, exchange: Any, receive: Receive, send: Send) -> None:
         "Keep what came out."
-        check_type(exchange.headers)
-        body = await read_body(receive)
-        contract, recipe = self.engine.contract, self.engine.bundle.recipe
-        value = read_json(body) if len(body) < INLINE_BYTES else await asyncio.to_thread(read_json, body)
-        told = read_feedback(value, contract)
-        if self.outcomes is None:
-            raise Refusal(404, "no_feedback", "this service keeps no outcomes", ("path",))
-        for one in told:
-            self.outcomes.add(one.request, 0, [one.outcome], [], one.position)
-            canary = self.traffic is not None and self.traffic.canary is not None and not one.position
-            if canary and (label := truth(recipe, contract, one.outcome)) is not None:
+        bundle = self.engine.bundle
+        told = await keep_outcomes(exchange, receive, bundle.contract, self.outcomes)
+        for one in told if self.traffic is not None and self.traffic.canary is not None else ():
+            label = None if one.position else truth(bundle.recipe, bundle.contract, one.outcome)
+            if label is not None:
                 self.traffic.heard(one.request, label)
         await reply(send, b'{"kept": %d}' % len(told))
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.contract import Contract
+from ..models.bundle import Bundle
 from .body import read_json
 from .engine import Engine
 from .refusal import Refusal
@@ -37,15 +38,15 @@ _KIND = {
 
 
 # %% ../../notebooks/50_serve/46_inference.ipynb #metadata
-def metadata(engine: Engine) -> dict[str, Any]:
+def metadata(model: Engine | Bundle) -> dict[str, Any]:
     "What v2 says of a model."
-    columns = engine.contract.columns
+    columns = model.contract.columns
     inputs = [
         {"name": name, "datatype": _KIND[columns[name].dtype], "shape": [-1]}
-        for name in engine.contract.inputs
+        for name in model.contract.inputs
     ]
     outputs = [{"name": "prediction", "datatype": "FP32", "shape": [-1]}]
-    facts = {"name": engine.name, "versions": [str(engine.version)], "platform": "workbench"}
+    facts = {"name": model.name, "versions": [str(model.version)], "platform": "workbench"}
     return facts | {"inputs": inputs, "outputs": outputs}
 
 

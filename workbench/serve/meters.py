@@ -33,7 +33,7 @@ def label(path: str) -> str:
     "A path as a label: one of few."
     if path in PAGES or path in ("/predict", "/feedback"):
         return path
-    if path.startswith("/v1/models/") and path.endswith((":predict", ":stream")):
+    if path.startswith("/v1/models/") and path.endswith((":predict", ":stream", ":feedback")):
         return "/v1/models/NAME" + path[path.rindex(":") :]
     if path.startswith("/v2/"):
         return "/v2/models/NAME/infer" if path.endswith("/infer") else "/v2"
@@ -74,9 +74,8 @@ class Meters:
         about = "From the header read to the answer sent"
         yield _histograms(core, "workbench_predict_seconds", about, [([], self.seconds)], [])
         yield from self._collect_engines(core)
-        for log in list(self._logs)[:1]:
-            for name, said in _LOG.items():
-                yield core.GaugeMetricFamily(f"workbench_log_{name}", said, value=getattr(log.pending, name))
+        for name, value in self.log().items() if list(self._logs) else ():
+            yield core.GaugeMetricFamily(f"workbench_log_{name}", _LOG[name], value=value)
 
     def _collect_engines(self, core: Any) -> Iterator[Any]:
         info = core.GaugeMetricFamily(

@@ -70,7 +70,7 @@ input{font:inherit;padding:.3rem .5rem;width:22rem;max-width:100%}button{font:in
 @media(prefers-color-scheme:dark){body{background:#12161d;color:#e6eaf0}small{color:#9aa6b6}.card,td,th{border-color:#2b3442}svg{background:#1a202a}}
 """
 _SCRIPT = """
-const $=id=>document.getElementById(id);let token=location.hash.slice(1),last=null,rates=[];
+const $=id=>document.getElementById(id);let token=location.hash.slice(1),last=null,rates=[],chosen="";
 if(token)history.replaceState(null,"",location.pathname);
 const cell=(row,text)=>{const td=document.createElement("td");td.textContent=text;row.append(td)};
 const card=(name,value)=>{const div=document.createElement("div");div.className="card";const b=document.createElement("b");b.textContent=value;div.append(b,name);return div};
@@ -80,6 +80,7 @@ function show(d){
  if(last){rates.push((asked-last.asked)/Math.max(d.at-last.at,.001));rates=rates.slice(-120)}
  last={asked,at:d.at};
  $("name").textContent=d.model+" version "+d.version;$("run").textContent=d.run?"trained by run "+d.run:"";
+ 
  $("cards").replaceChildren(card("answers a second",(rates.at(-1)||0).toFixed(1)),card("answers",asked),card("p50, at most",ms(d.p50_ms)),card("p99, at most",ms(d.p99_ms)),card("from cache or shared",asked?(100*saved/asked).toFixed(1)+" %":"0 %"),card("refused, too late",c.shed+c.expired),card("failed",c.failed),card("rows a batch, best",d.best_rows),card("versions taken over",c.swaps),card("log rows lost",d.log.lost||0));
  const s=d.shadow,k=d.canary,pc=v=>(100*v).toFixed(1)+" %";
  $("beside").hidden=!s;if(s){$("shadow").textContent=s.challenger+", "+pc(s.share)+" of requests";
@@ -89,14 +90,24 @@ function show(d){
   $("guards").replaceChildren(...k.guards.map(x=>{const tr=document.createElement("tr");[x.guard,x.old,pc(x.old_rate),x.new,pc(x.new_rate)].forEach(v=>cell(tr,v));return tr}))}
  const top=Math.max(1,...rates);$("line").setAttribute("points",rates.map((r,i)=>(i*600/119)+","+(95-90*r/top)).join(" "));$("top").textContent="at most "+top.toFixed(1)+" a second";
  const most=Math.max(1,...d.batches);$("batches").replaceChildren(...d.batches.map((n,i)=>{const tr=document.createElement("tr");cell(tr,i<d.batch_bounds.length?"to "+d.batch_bounds[i]:"more");cell(tr,n);const td=document.createElement("td"),bar=document.createElement("div");bar.className="bar";bar.style.width=(100*n/most)+"%";td.style.width="60%";td.append(bar);tr.append(td);return tr}));
- $("requests").replaceChildren(...d.requests.map(r=>{const tr=document.createElement("tr");r.forEach(v=>cell(tr,v));return tr}));
 }
+function all(d){
+ $("requests").replaceChildren(...d.requests.map(r=>{const tr=document.createElement("tr");r.forEach(v=>cell(tr,v));return tr}));
+ const h=d.house;$("house").hidden=!h;if(!h)return show(d);
+ if(!(chosen in d.live))pick(Object.keys(d.live)[0]||"");
+ $("room").textContent=(h.memory_mb?h.used_mb.toFixed(1)+" of "+h.memory_mb.toFixed(1)+" MB, ":"")+h.loads+" loads, "+h.evictions+" let go of";
+ $("models").replaceChildren(...Object.entries(h.models).map(([n,m])=>{const tr=document.createElement("tr"),l=d.live[n],td=document.createElement("td"),b=document.createElement("button");
+  b.textContent=n;b.disabled=!l;b.setAttribute("aria-pressed",n===chosen);b.onclick=()=>{pick(n);all(d)};td.append(b);tr.append(td);
+  (l?[m.version,m.mb.toFixed(2),l.counts.run+l.counts.joined+l.counts.hit,ms(l.p99_ms)]:[m.ref+", not loaded","","",""]).forEach(v=>cell(tr,v));return tr}));
+ $("one").hidden=!chosen;if(chosen)show(d.live[chosen]);else $("name").textContent="Workbench service";
+}
+function pick(n){chosen=n;last=null;rates=[]}
 async function tick(){
  if(!token)return;
  try{const r=await fetch("live.json",{headers:{authorization:"Bearer "+token},cache:"no-store"});
   if(r.status===401){token="";$("ask").hidden=false;$("said").textContent="The token is wrong.";return}
   if(!r.ok){const e=await r.json();$("said").textContent=e.detail[0].msg;return}
-  $("ask").hidden=true;$("board").hidden=false;$("said").textContent="";show(await r.json())}
+  $("ask").hidden=true;$("board").hidden=false;$("said").textContent="";all(await r.json())}
  catch(e){$("said").textContent="The service does not answer."}
 }
 $("ask").addEventListener("submit",e=>{e.preventDefault();token=$("token").value.trim();$("token").value="";tick()});
@@ -106,14 +117,16 @@ PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Wor
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1 id="name">Workbench service</h1><small id="run"></small> <small id="said" role="status"></small>
 <form id="ask"><p><label>Token <input id="token" type="password" autocomplete="off"></label> <button>Show</button></p></form>
-<main id="board" hidden><div class="row" id="cards"></div>
+<main id="board" hidden><section id="house" hidden><h2>Models <small id="room"></small></h2>
+<table><thead><tr><th>model</th><th>version</th><th>MB</th><th>answers</th><th>p99</th></tr></thead><tbody id="models"></tbody></table></section>
+<section id="one"><div class="row" id="cards"></div>
 <h2>Answers a second <small id="top"></small></h2><svg viewBox="0 0 600 100" preserveAspectRatio="none"><polyline id="line" fill="none" stroke="#2f6fde" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>
 <h2>Rows a batch</h2><table><tbody id="batches"></tbody></table>
 <section id="beside" hidden><h2>Shadow <small id="shadow"></small></h2><div class="row" id="sides"></div>
 <table><thead><tr><th>slice</th><th>rows</th><th>agree</th></tr></thead><tbody id="slices"></tbody></table></section>
 <section id="few" hidden><h2>Canary <small id="canary"></small></h2>
 <table><thead><tr><th>guard</th><th>old</th><th>bad</th><th>new</th><th>bad</th></tr></thead><tbody id="guards"></tbody></table></section>
-<h2>Requests</h2><table><thead><tr><th>path</th><th>status</th><th>times</th></tr></thead><tbody id="requests"></tbody></table>
+</section><h2>Requests</h2><table><thead><tr><th>path</th><th>status</th><th>times</th></tr></thead><tbody id="requests"></tbody></table>
 </main><script>{_SCRIPT}</script></body></html>""".encode()
 
 

@@ -33,7 +33,7 @@ from ..compute.cluster import connect
 from ..models import shelf
 from ..models.approved import must_be_approved
 from . import app as here
-from . import edge, many
+from . import edge, many, switch
 from .clients import Client, check_strength, load_clients
 from .replica import Replica, Scale, Told
 
@@ -213,7 +213,7 @@ def serve(
             raise BadInput("replicas in this process", "on='ray'")
         where = {"host": host, "port": port, "hosts": hosts, "ledger": ledger}
         if more or memory_mb:
-            return many.serve([ref, *more], memory_mb=memory_mb, **where)
+            return switch.serve([ref, *more], memory_mb=memory_mb, **where)
         return here.serve(ref, **where)
     if memory_mb:
         raise BadInput(f"memory_mb={memory_mb:g} on Ray", "each replica holds one model; leave it out")
