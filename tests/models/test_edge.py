@@ -222,6 +222,17 @@ def test_the_file_runs_as_a_program_outside_of_any_package(packed: Packed, tmp_p
     assert not {"workbench", "torch", "polars", "pydantic"} & set(modules)
 
 
+def test_the_program_in_a_pack_is_a_hundred_plain_lines(packed: Packed, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_bytes(zipfile.ZipFile(packed[2].path).read("__main__.py"))
+    assert len(path.read_text().splitlines()) <= 100
+    for check in (("format", "--check"), ("check", "--select", "E,F,I,B,UP", "--ignore", "E501")):
+        done = subprocess.run(
+            ["ruff", *check, "--isolated", "--line-length", "110", str(path)], capture_output=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
 _WITHOUT_US = f"""
 import atexit, runpy, sys
 sys.path += {[p for p in sys.path if "site-packages" in p]!r}

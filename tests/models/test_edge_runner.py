@@ -56,7 +56,7 @@ VALUES = [
     [],
     {},
 ]
-META = {"columns": edge._columns(CONTRACT), "rules": edge._rules(CONTRACT)}
+META = edge._terms(CONTRACT)
 
 
 def refused(row: Any) -> tuple[bool, bool]:
@@ -119,7 +119,8 @@ def packed(folder: Path, **changes: Any) -> Path:
     )
     opset = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
-    meta = {**META, "ref": "same/1", "codes": {}, "model": sha256_bytes(model)}
+    meta = {**META, "ref": "same/1", "codes": {}, "inputs": {"part": "float64"}, "files": {}}
+    meta["model"] = sha256_bytes(model)
     meta["probes"] = {"rows": [GOOD], "scores": [1.5]}
     with zipfile.ZipFile(folder / "same.zip", "w") as pack:
         pack.writestr(runner.META, json.dumps({**meta, **changes}))
@@ -160,5 +161,5 @@ def test_a_rule_that_two_engines_read_differently_is_not_packed() -> None:
     from workbench.base.errors import BadInput
 
     with pytest.raises(BadInput, match="differ about a row"):
-        edge._rules(Contract("half", CONTRACT.columns, rules=(Rule("half", "whole / 2 = 1.5", "three"),)))
-    assert edge._rules(toy.CONTRACT) == []
+        edge._terms(Contract("half", CONTRACT.columns, rules=(Rule("half", "whole / 2 = 1.5", "three"),)))
+    assert edge._terms(toy.CONTRACT)["rules"] == []

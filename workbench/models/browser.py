@@ -29,9 +29,8 @@ const isKind = {
 function fault(column, value) {
   if (value === null || value === undefined) return column.nullable && value === null ? "" : "is missing";
   if (!isKind[column.dtype](value)) return "is not of type " + column.dtype;
-  if (column.ge != null && value < column.ge) return "is below " + column.ge;
-  if (column.le != null && value > column.le) return "is above " + column.le;
-  if (column.max_len != null && [...value].length > column.max_len) return `is over ${column.max_len} characters`;
+  const size = column.dtype === "str" ? [...value].length : value;
+  if (!(column.low <= size && size <= column.high)) return column.limit;
   return column.isin && !column.isin.includes(value) ? "is not one of the allowed values" : "";
 }
 

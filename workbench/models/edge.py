@@ -17,6 +17,7 @@ __all__ = [
     "LIMIT",
     "CHUNK_ROWS",
     "TRIED_ROWS",
+    "START",
     "PLACE",
     "verify",
     "Edge",
@@ -31,8 +32,9 @@ import inspect
 import json
 import random
 import re
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ from ..base.errors import BadInput, BadRow, BadSetting, Corrupt, GateRefused, ne
 from ..base.events import get_logger
 from ..base.ledger import Ledger
 from ..base.store import atomic_path, sha256_bytes
-from ..data.column import candidates
-from ..data.contract import Columns, Contract
+from ..data.column import MAX_INT, Column, candidates
+from ..data.contract import Columns, Contract, Rule
 from ..data.feed import Feed
 from ..data.rule import roots
 from . import browser, runner
@@ -54,40 +56,44 @@ from .shelf import Shelf, as_bundle
 from .signature import Keys
 from .signature import verify as verify_signature
 
-FORMAT, FORMAT_VERSION, SIGNATURE = "workbench-edge", 1, "edge.sig"
+FORMAT, FORMAT_VERSION, SIGNATURE = "workbench-edge", 2, "edge.sig"
 LIMIT, CHUNK_ROWS, TRIED_ROWS = 1e-5, 8192, 200
-_COLUMN = ("dtype", "nullable", "ge", "le", "isin", "max_len", "about")
+START = "\n\n\nsys.exit(main(sys.argv[0], sys.argv[1:] or sys.stdin))\n"
+_COLUMN = ("dtype", "nullable", "isin", "about")
 
 
 # %% ../../notebooks/30_models/56_edge.ipynb #contract
 def _columns(contract: Contract) -> dict[str, dict[str, Any]]:
-    kept = contract.to_json()["columns"]
-    return {name: {k: v for k, v in kept[name].items() if k in _COLUMN} for name in contract.inputs}
-
-
-def _rules(contract: Contract) -> list[dict[str, Any]]:
-    "The rules about inputs alone, as data; raises `BadInput` where SQLite and polars differ."
-    need("polars", extra="data")
-    inputs = set(contract.inputs)
-    asked = [(rule, roots(rule.sql)) for rule in contract.rules]
-    rules = [
-        {"name": rule.name, "sql": rule.sql, "why": rule.why, "reads": reads}
-        for rule, reads in asked
-        if reads and set(reads) <= inputs
-    ]
-    for row in _tried(contract) if rules else ():
-        try:
-            here, there = _why(contract, row), runner._broken(rules, row)
-        except Exception as error:
+    "Each input as a device reads it: the limits of its type too, and what to say of a value outside them."
+    kept, found = contract.to_json()["columns"], {}
+    for name in contract.inputs:
+        column = contract.columns[name]
+        if column.dtype not in runner.KINDS:
             raise BadInput(
-                f"a rule cannot be asked on a device: {error}", "plain comparisons of columns"
-            ) from None
-        if bool(here) != bool(there):
-            what = f"polars and SQLite differ about a row: {here or 'it passes'!r} against {there or 'it passes'!r}"
-            raise BadInput(what, "write the rule with comparisons, and, or, not, in, +, -, *, %")
-    return rules
+                f"column '{name}' is {column.dtype}, which no device reads yet", "int float str bool"
+            )
+        low, high, limit = _limits(column)
+        found[name] = {k: v for k, v in kept[name].items() if k in _COLUMN}
+        found[name] |= {"nullable": column.nullable, "low": low, "high": high, "limit": limit}
+        found[name] |= {"isin": column.isin and list(column.isin)}
+    return found
 
 
+def _limits(column: Column) -> tuple[Any, Any, str]:
+    "Lowest, highest (of text: characters), and what is said of a value outside."
+    if column.dtype in ("str", "bool"):
+        return 0, column.max_len or MAX_INT, f"is over {column.max_len} characters"
+    most = MAX_INT if column.dtype == "int" else sys.float_info.max
+    low, high = (-most if column.ge is None else column.ge), (most if column.le is None else column.le)
+    least, largest = (int(end) if float(end).is_integer() else end for end in (low, high))  # 0.0 is said 0
+    if None not in (column.ge, column.le):
+        return low, high, f"is not from {least} to {largest}"
+    odd = "over 2**53" if column.dtype == "int" else "not finite"
+    said = [f"below {least}"] * (column.ge is not None) + [f"above {largest}"] * (column.le is not None)
+    return low, high, "is " + " or ".join([*said, odd])
+
+
+# %% ../../notebooks/30_models/56_edge.ipynb #tried
 def _tried(contract: Contract) -> Iterator[dict[str, Any]]:
     "Rows made of limits, examples and what the rules speak of; some break a rule."
     numbers = {float(n) for rule in contract.rules for n in re.findall(r"\d+(?:\.\d+)?", rule.sql)}
@@ -108,20 +114,68 @@ def _why(contract: Contract, row: Mapping[str, Any]) -> str:
     return ""
 
 
+# %% ../../notebooks/30_models/56_edge.ipynb #terms
+def _terms(contract: Contract) -> dict[str, Any]:
+    "What a device asks of a row, as data; raises `BadInput` where SQLite and polars differ about a rule."
+    inputs = set(contract.inputs)
+    asked = [(rule, roots(rule.sql)) for rule in contract.rules]
+    rules = [(rule, reads) for rule, reads in asked if reads and set(reads) <= inputs]
+    reads = sorted({name for _, names in rules for name in names})
+    terms = {
+        "columns": _columns(contract),
+        "rules": [{"name": rule.name, "sql": rule.sql, "why": rule.why} for rule, _ in rules],
+        "reads": reads,
+        "ask": _query([rule for rule, _ in rules], reads),
+    }
+    for row in _tried(contract) if rules else ():
+        _same(terms, contract, row)
+    return terms
+
+
+def _query(rules: Sequence[Rule], reads: Sequence[str]) -> str:
+    "One query over a row's values: why the first rule that is not true of it refuses it, else ''."
+    if not rules:
+        return "select ''"
+    broken = " ".join(f"when ({rule.sql}) is not 1 then {_quoted(rule.why or rule.name)}" for rule in rules)
+    values = ", ".join(f'? as "{name}"' for name in reads)
+    return f"select case {broken} else '' end from (select {values})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _same(terms: Mapping[str, Any], contract: Contract, row: dict[str, Any]) -> None:
+    "Raise `BadInput` unless the device and the contract take or refuse a row alike."
+    here, there = _why(contract, row), ""
+    try:
+        runner.check(dict(terms), row)
+    except runner.Refused as error:
+        there = str(error)
+    except Exception as error:
+        what = f"a rule cannot be asked on a device: {error}"
+        raise BadInput(what, "plain comparisons of columns") from None
+    if bool(here) != bool(there):
+        what = (
+            f"polars and SQLite differ about a row: {here or 'it passes'!r} against {there or 'it passes'!r}"
+        )
+        raise BadInput(what, "write the rule with comparisons, and, or, not, in, +, -, *, %")
+
+
 # %% ../../notebooks/30_models/56_edge.ipynb #kept
-def _kept(bundle: Bundle, rules: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _kept(bundle: Bundle, terms: dict[str, Any]) -> dict[str, list[Any]]:
     "Rows with the bundle's scores."
     contract, found = bundle.contract, bundle.meta.get(PROBES, {}).get("rows", {})
     made = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-    rows = [row for row in [contract.example(), *made] if _taken(contract, rules, row)]
+    rows = [row for row in [contract.example(), *made] if _taken(contract, terms, row)]
     scores = bundle.predictor()(contract.parse_rows(rows)) if rows else np.empty(0)
     return {"rows": rows, "scores": scores.tolist()}
 
 
-def _taken(contract: Contract, rules: list[dict[str, Any]], row: dict[str, Any]) -> bool:
+def _taken(contract: Contract, terms: dict[str, Any], row: dict[str, Any]) -> bool:
     try:
         contract.parse_rows([row])
-        runner.check({"columns": _columns(contract), "rules": rules}, row)
+        runner.check(terms, row)
     except (BadRow, runner.Refused):
         return False
     return True
@@ -173,7 +227,7 @@ class Edge:
     def _repr_html_(self) -> str:
         facts = {"size": f"{self.path.stat().st_size / 1e6:.2f} MB", **self.meta["verified"]}
         rows = [{"column": name, **column} for name, column in self.meta["columns"].items()]
-        shown = html.table(rows, ["column", "dtype", "nullable", "ge", "le"])
+        shown = html.table(rows, ["column", "dtype", "nullable", "low", "high"])
         return html.card(f"edge {self.meta['ref']}", html.show(str(self.path)), shown, facts=facts)
 
 
@@ -187,9 +241,16 @@ def graph_of(bundle: Bundle) -> tuple[Any, dict[str, dict[str, int]]]:
 # %% ../../notebooks/30_models/56_edge.ipynb #programs
 def _programs() -> dict[str, bytes]:
     "What is the same in every pack."
-    source = inspect.getsource(runner) + runner.START
-    texts = {"__main__.py": source, browser.PAGE_NAME: browser.PAGE, browser.SCRIPT_NAME: browser.SCRIPT}
+    texts = {"__main__.py": _program(), browser.PAGE_NAME: browser.PAGE, browser.SCRIPT_NAME: browser.SCRIPT}
     return {name: text.encode() for name, text in texts.items()}
+
+
+def _program() -> str:
+    "The runner as a file of its own: without what an exported module says of its notebook."
+    lines = inspect.getsource(runner).splitlines()
+    kept = [line for line in lines if not line.startswith(("# AUTOGENERATED", "# %%", "__all__"))]
+    source = re.sub(r"\n{4,}", "\n\n\n", "\n".join(kept))
+    return re.sub(r"\n{2,}(?=import hashlib)", "\n\n", source).rstrip() + START
 
 
 def _zip(path: Path, meta: Mapping[str, Any], model: bytes, keys: Keys) -> str:
@@ -211,6 +272,12 @@ def _signer(line: bytes) -> str:
 
 
 # %% ../../notebooks/30_models/56_edge.ipynb #edc946be
+def _kind(value: Any) -> str:
+    "The name that NumPy has for the type of a graph's input."
+    onnx = need("onnx", extra="edge")
+    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name)
+
+
 def pack(
     bundle: str | Path | Bundle,
     to: str | Path,  # a zip file
@@ -221,20 +288,20 @@ def pack(
     bundle, to = as_bundle(bundle, ledger), Path(to)
     proto, codes = graph_of(bundle)
     data, contract = proto.SerializeToString(), bundle.contract
-    rules = _rules(contract)
+    terms = _terms(contract)
     meta = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "ref": bundle.ref if bundle.name else bundle.path.name,
         "digest": bundle.digest,
         "run": str(bundle.lineage.get("run") or ""),
-        "columns": _columns(contract),
-        "rules": rules,
+        **terms,
+        "inputs": {item.name: _kind(item) for item in proto.graph.input},
         "codes": codes,
         "example": contract.example(),
         "model": sha256_bytes(data),
         "files": {name: sha256_bytes(content) for name, content in _programs().items()},
-        "probes": _kept(bundle, rules),
+        "probes": _kept(bundle, terms),
         "verified": {},
     }
     keys = Shelf(ledger).keys
