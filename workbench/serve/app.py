@@ -17,6 +17,7 @@ __all__ = ["create_app", "service_token", "serve"]
 # %% ../../notebooks/50_serve/50_app.ipynb #7ef5a7ae
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import os
@@ -271,11 +272,25 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _collector_at_ease() -> Iterator[None]:
+    "The garbage collector does not look again at what is loaded: every request would pay for that."
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def _serve_until_asked(server: Any, listening: Any) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        with _signals_end_it():
+        with _signals_end_it(), _collector_at_ease():
             server.run(sockets=[listening])
         return
     beside = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="serve")
