@@ -9787,6 +9787,8 @@ d = {
                 "50_serve/load.html#_gun.__init__",
                 "workbench/serve/load.py",
             ),
+            "workbench.serve.load._Gun.begun": ("50_serve/load.html#_gun.begun", "workbench/serve/load.py"),
+            "workbench.serve.load._Gun.close": ("50_serve/load.html#_gun.close", "workbench/serve/load.py"),
             "workbench.serve.load._Gun.expire": ("50_serve/load.html#_gun.expire", "workbench/serve/load.py"),
             "workbench.serve.load._Gun.finish": ("50_serve/load.html#_gun.finish", "workbench/serve/load.py"),
             "workbench.serve.load._Gun.hear": ("50_serve/load.html#_gun.hear", "workbench/serve/load.py"),

@@ -61,9 +61,8 @@ def arrivals(
         shown = f"rate {rate}/s, spike {spike}, {seconds} s"
         raise BadInput(shown, f"more than 0, at most {MAX_RATE:,}/s and {MAX_SECONDS:,} s")
     if rate * seconds * max(1.0, spike) > MAX_REQUESTS:
-        raise BadInput(
-            f"{rate * seconds:,.0f} requests", f"at most {MAX_REQUESTS:,}: a lower rate, or shorter"
-        )
+        hint = f"at most {MAX_REQUESTS:,}: a lower rate, or shorter"
+        raise BadInput(f"{rate * seconds:,.0f} requests", hint)
     draw, third = np.random.default_rng(seed), seconds / 3
     parts = []
     for start, factor in ((0.0, 1.0), (third, spike), (2 * third, 1.0)):
@@ -112,9 +111,9 @@ class Target(NamedTuple):
         lines += [f"authorization: Bearer {token}"] if token else []
         return cls(host, port, "\r\n".join(lines).encode() + b"\r\ncontent-length: ")
 
-    def request(self, row: Any) -> bytes:
-        "A request for one row, as bytes."
-        body = json.dumps({"row": row}).encode()
+    def request(self, row: Any, form: str = "row") -> bytes:
+        "A request for one row, as bytes; another service may want it under another name than `row`."
+        body = json.dumps({form: row}).encode()
         return b"%s%d\r\n\r\n%s" % (self.head, len(body), body)
 
 
@@ -129,17 +128,15 @@ def _is_here(host: str) -> bool:
 class _Line:
     "One connection: at most one request on it."
 
-    __slots__ = ("due", "got", "index", "sock", "want")
+    __slots__ = ("chunked", "due", "got", "index", "sock", "want")
 
     def __init__(self, target: Target, index: int) -> None:
-        self.index, self.due, self.got, self.want = index, -1, b"", 0
+        self.index, self.due, self.got, self.want, self.chunked = index, -1, b"", 0, False
         try:
             self.sock = socket.create_connection((target.host, target.port), timeout=5)
         except OSError as error:
-            where = f"{target.host}:{target.port}"
-            raise Unavailable(
-                f"nothing answers at {where}: {error.strerror}", "serve a model first"
-            ) from None
+            what = f"nothing answers at {target.host}:{target.port}: {error.strerror}"
+            raise Unavailable(what, "serve a model first") from None
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
 
@@ -162,7 +159,9 @@ class _Line:
             at = head.find(b"content-length:")
             size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             self.want = end + 4 + size
-        return int(self.got[9:12]) if len(self.got) >= self.want else None
+            self.chunked = at < 0 and b"\ntransfer-encoding: chunked" in head
+        whole = self.got.endswith(b"0\r\n\r\n") if self.chunked else len(self.got) >= self.want
+        return int(self.got[9:12]) if whole else None
 
 
 # %% ../../notebooks/50_serve/70_load.ipynb #fire
@@ -175,7 +174,10 @@ class Fired(NamedTuple):
 
 
 class _Gun:
-    def __init__(self, target: Target, requests: Sequence[bytes], due: np.ndarray, timeout_s: float) -> None:
+    def __init__(
+        self, target: Target, requests: Sequence[bytes], due: np.ndarray, timeout_s: float, fresh: int = 0
+    ) -> None:
+        self.fresh, self.opened = fresh, 0  # most lines at once, where each request has its own
         self.target, self.requests, self.due, self.timeout_s = target, requests, due, timeout_s
         self.done, self.status = np.full(len(due), np.nan), np.zeros(len(due), np.int32)
         self.waiting: deque[int] = deque()
@@ -184,27 +186,39 @@ class _Gun:
         self.busy: dict[int, _Line] = {}
         self.left = len(due)
 
+    def close(self) -> None:
+        for key in list(self.selector.get_map().values()):
+            key.data.sock.close()
+        self.selector.close()
+
     def open(self, connections: int) -> None:
         for index in range(connections):
             line = _Line(self.target, index)
             self.selector.register(line.sock, selectors.EVENT_READ, line)
             self.idle.append(line)
 
+    def begun(self, index: int) -> _Line | None:
+        "A fresh line; None where nobody listens any more."
+        try:
+            line = _Line(self.target, index)
+        except Unavailable:
+            return None
+        self.selector.register(line.sock, selectors.EVENT_READ, line)
+        return line
+
     def renew(self, line: _Line) -> None:
         "A line that died, or whose answer is not waited for any more, is replaced."
         self.selector.unregister(line.sock)
         line.sock.close()
         self.busy.pop(line.index, None)
-        try:
-            fresh = _Line(self.target, line.index)
-        except Unavailable:
-            return  # fewer lines from here on
-        self.selector.register(fresh.sock, selectors.EVENT_READ, fresh)
-        self.idle.append(fresh)
+        if not self.fresh and (other := self.begun(line.index)):
+            self.idle.append(other)
 
     def finish(self, line: _Line, status: int, at_s: float) -> None:
         self.done[line.due], self.status[line.due] = at_s, status
         self.left -= 1
+        if self.fresh:
+            return self.renew(line)
         del self.busy[line.index]
         self.idle.append(line)
 
@@ -214,12 +228,16 @@ class _Gun:
 
     def send(self, at_s: float) -> None:
         "Ask what is due, as far as lines are free."
-        while self.waiting and self.idle:
+        while self.waiting and (self.idle or len(self.busy) < self.fresh):
             number = self.waiting.popleft()
             if at_s - self.due[number] > self.timeout_s:
                 self.lose(number)
                 continue
-            line = self.idle.pop()
+            self.opened += 1
+            line = self.begun(-self.opened) if self.fresh else self.idle.pop()
+            if line is None:
+                self.lose(number)
+                continue
             self.busy[line.index] = line
             try:
                 line.ask(number, self.requests[number % len(self.requests)])
@@ -257,17 +275,17 @@ def fire(
     *,
     connections: int = 256,
     timeout_s: float = 3.0,  # after it was due, an answer is not waited for any more
+    fresh: bool = False,  # each request comes on a connection of its own, as from many clients
 ) -> Fired:
     "Send every request when it is due, whatever became of those before it."
     if not 1 <= connections <= MAX_CONNECTIONS or not requests:
-        raise BadInput(
-            f"{connections} connections, {len(requests)} requests", f"1 to {MAX_CONNECTIONS}, and rows"
-        )
-    gun = _Gun(target, requests, due, timeout_s)
+        shown = f"{connections} connections, {len(requests)} requests"
+        raise BadInput(shown, f"1 to {MAX_CONNECTIONS}, and rows")
+    gun = _Gun(target, requests, due, timeout_s, connections if fresh else 0)
     try:
-        gun.open(min(connections, len(due)))
+        gun.open(0 if fresh else min(connections, len(due)))
         begin, following, looked = time.perf_counter(), 0, 0.0
-        while gun.left and (gun.idle or gun.busy):
+        while gun.left and (gun.idle or gun.busy or fresh):
             at_s = time.perf_counter() - begin
             ready = int(np.searchsorted(due, at_s, "right")) if following < len(due) else following
             gun.waiting.extend(range(following, ready))
@@ -279,9 +297,7 @@ def fire(
                 looked = at_s
                 gun.expire(at_s)
     finally:
-        for key in list(gun.selector.get_map().values()):
-            key.data.sock.close()
-        gun.selector.close()
+        gun.close()
     return Fired(due, gun.done, gun.status)
 
 
