@@ -253,6 +253,7 @@ Modules:
 - `workbench.serve.trace`: Where a request's time went: waiting, in a batch, computing; as OpenTelemetry spans when a tracer is configured.
 - `workbench.serve.traffic`: Who answers and who only watches, decided while the service runs.
 - `workbench.serve.wire`: A connection cannot take more time or memory than it was given, before any route has seen it.
+- `workbench.serve.witness`: What each process saw of a shadow or a canary, kept in the ledger and added up.
 - `workbench.train.baseline`: The smallest model that may win: a logistic regression on the same features as the net.
 - `workbench.train.checkpoint`: A training state on disk: whole or absent, a file a rank, no pickle, written while the training goes on.
 - `workbench.train.crew`: Workers that stay warm: the first training waits for them, the next one does not.

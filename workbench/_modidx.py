@@ -9076,12 +9076,20 @@ d = {
                 "50_serve/canary.html#canary.heard",
                 "workbench/serve/canary.py",
             ),
+            "workbench.serve.canary.Canary.joined": (
+                "50_serve/canary.html#canary.joined",
+                "workbench/serve/canary.py",
+            ),
             "workbench.serve.canary.Canary.plain": (
                 "50_serve/canary.html#canary.plain",
                 "workbench/serve/canary.py",
             ),
             "workbench.serve.canary.Canary.saw": (
                 "50_serve/canary.html#canary.saw",
+                "workbench/serve/canary.py",
+            ),
+            "workbench.serve.canary.Canary.sums": (
+                "50_serve/canary.html#canary.sums",
                 "workbench/serve/canary.py",
             ),
             "workbench.serve.canary.Decision": ("50_serve/canary.html#decision", "workbench/serve/canary.py"),
@@ -9233,6 +9241,10 @@ d = {
                 "50_serve/comparison.html#tally.from_json",
                 "workbench/serve/comparison.py",
             ),
+            "workbench.serve.comparison.Tally.take_in": (
+                "50_serve/comparison.html#tally.take_in",
+                "workbench/serve/comparison.py",
+            ),
             "workbench.serve.comparison.Tally.to_json": (
                 "50_serve/comparison.html#tally.to_json",
                 "workbench/serve/comparison.py",
@@ -9282,6 +9294,10 @@ d = {
             ),
             "workbench.serve.counts.Histogram.quantile": (
                 "50_serve/counts.html#histogram.quantile",
+                "workbench/serve/counts.py",
+            ),
+            "workbench.serve.counts.Histogram.take_in": (
+                "50_serve/counts.html#histogram.take_in",
                 "workbench/serve/counts.py",
             ),
         },
@@ -10326,6 +10342,14 @@ d = {
                 "50_serve/sequential.html#race.safe",
                 "workbench/serve/sequential.py",
             ),
+            "workbench.serve.sequential.Race.sums": (
+                "50_serve/sequential.html#race.sums",
+                "workbench/serve/sequential.py",
+            ),
+            "workbench.serve.sequential.Race.take_in": (
+                "50_serve/sequential.html#race.take_in",
+                "workbench/serve/sequential.py",
+            ),
             "workbench.serve.sequential._mixed": (
                 "50_serve/sequential.html#_mixed",
                 "workbench/serve/sequential.py",
@@ -10497,6 +10521,10 @@ d = {
                 "50_serve/traffic.html#traffic._begin_shadow",
                 "workbench/serve/traffic.py",
             ),
+            "workbench.serve.traffic.Traffic._claim": (
+                "50_serve/traffic.html#traffic._claim",
+                "workbench/serve/traffic.py",
+            ),
             "workbench.serve.traffic.Traffic._end_canary": (
                 "50_serve/traffic.html#traffic._end_canary",
                 "workbench/serve/traffic.py",
@@ -10509,6 +10537,10 @@ d = {
                 "50_serve/traffic.html#traffic._follow",
                 "workbench/serve/traffic.py",
             ),
+            "workbench.serve.traffic.Traffic._hear_others": (
+                "50_serve/traffic.html#traffic._hear_others",
+                "workbench/serve/traffic.py",
+            ),
             "workbench.serve.traffic.Traffic._judge": (
                 "50_serve/traffic.html#traffic._judge",
                 "workbench/serve/traffic.py",
@@ -10519,6 +10551,14 @@ d = {
             ),
             "workbench.serve.traffic.Traffic._rolled_back": (
                 "50_serve/traffic.html#traffic._rolled_back",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._states": (
+                "50_serve/traffic.html#traffic._states",
+                "workbench/serve/traffic.py",
+            ),
+            "workbench.serve.traffic.Traffic._tell_verdict": (
+                "50_serve/traffic.html#traffic._tell_verdict",
                 "workbench/serve/traffic.py",
             ),
             "workbench.serve.traffic.Traffic._write": (
@@ -10553,7 +10593,11 @@ d = {
                 "50_serve/traffic.html#traffic.stop",
                 "workbench/serve/traffic.py",
             ),
-            "workbench.serve.traffic._keep": ("50_serve/traffic.html#_keep", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic._enter": ("50_serve/traffic.html#_enter", "workbench/serve/traffic.py"),
+            "workbench.serve.traffic._prepare": (
+                "50_serve/traffic.html#_prepare",
+                "workbench/serve/traffic.py",
+            ),
             "workbench.serve.traffic._version": (
                 "50_serve/traffic.html#_version",
                 "workbench/serve/traffic.py",
@@ -10627,6 +10671,57 @@ d = {
             "workbench.serve.wire.listen": ("50_serve/wire.html#listen", "workbench/serve/wire.py"),
             "workbench.serve.wire.raw_answer": ("50_serve/wire.html#raw_answer", "workbench/serve/wire.py"),
             "workbench.serve.wire.server": ("50_serve/wire.html#server", "workbench/serve/wire.py"),
+        },
+        "workbench.serve.witness": {
+            "workbench.serve.witness.Witness": (
+                "50_serve/witness.html#witness",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.Witness.__init__": (
+                "50_serve/witness.html#witness.__init__",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.Witness.keep": (
+                "50_serve/witness.html#witness.keep",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.Witness.others": (
+                "50_serve/witness.html#witness.others",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.Witness.tell": (
+                "50_serve/witness.html#witness.tell",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.Witness.told": (
+                "50_serve/witness.html#witness.told",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.add_canaries": (
+                "50_serve/witness.html#add_canaries",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.add_shadows": (
+                "50_serve/witness.html#add_shadows",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.canary_state": (
+                "50_serve/witness.html#canary_state",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.forget": ("50_serve/witness.html#forget", "workbench/serve/witness.py"),
+            "workbench.serve.witness.prepare": (
+                "50_serve/witness.html#prepare",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.shadow_state": (
+                "50_serve/witness.html#shadow_state",
+                "workbench/serve/witness.py",
+            ),
+            "workbench.serve.witness.written": (
+                "50_serve/witness.html#written",
+                "workbench/serve/witness.py",
+            ),
         },
         "workbench.train.baseline": {
             "workbench.train.baseline.Baselines": (

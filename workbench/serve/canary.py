@@ -13,6 +13,7 @@ __all__ = ["GUARDS", "place", "Decision", "Guard", "Canary"]
 
 # %% ../../notebooks/50_serve/23_canary.ipynb #d907e1d9
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -87,6 +88,19 @@ class Canary:
     def heard(self, new: bool, wrong: bool) -> None:
         "An outcome came in: was the decision wrong?"
         self._add("wrong", new, wrong)
+
+    def sums(self) -> dict[str, Any]:
+        "Everything that was counted, as plain data."
+        return {name: race.sums() for name, race in self.races.items()}
+
+    def joined(self, others: Iterable[Mapping[str, Any]]) -> "Canary":
+        "This one with what the same canary counted elsewhere: their `sums`."
+        made = Canary(self.name, self.weight, slow_s=self.slow_s, guards=self.guards)
+        made.enough = self.enough
+        for sums in (self.sums(), *others):
+            for name, race in made.races.items():
+                race.take_in(sums[name])
+        return made
 
     def _add(self, name: str, new: bool, bad: bool) -> None:
         if race := self.races.get(name):

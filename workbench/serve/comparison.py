@@ -115,6 +115,22 @@ class Tally:
             del self.worth[same[-1]]
         self.worth = sorted([*self.worth, case], key=lambda kept: -kept["apart"])[:KEPT]
 
+    def take_in(self, other: "Tally") -> None:
+        "Add what another one counted of the same two models."
+        for name in ("rows", "agreed", "apart", "lean", "failed", "refused", "not_numbers"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.largest, self.said = max(self.largest, other.largest), other.said or self.said
+        for own, more in zip(self.seconds, other.seconds, strict=True):
+            own.take_in(more)
+        for name, values in other.groups.items():
+            known = self.groups.setdefault(name, {})
+            for value, counted in values.items():
+                group = value if value in known or len(known) < GROUPS else "others"
+                before = known.get(group, [0, 0, 0.0])
+                known[group] = [own + more for own, more in zip(before, counted, strict=True)]
+        for case in other.worth:
+            self._keep(case)
+
     def to_json(self) -> dict[str, Any]:
         "Plain JSON data."
         return asdict(self)

@@ -35,6 +35,11 @@ class Histogram:
         self.n[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def take_in(self, other: "Histogram") -> None:
+        "Add what another one counted."
+        self.n = [own + more for own, more in zip(self.n, other.n, strict=True)]
+        self.total += other.total
+
     @property
     def count(self) -> int:
         "Values counted."

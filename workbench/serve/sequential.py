@@ -13,6 +13,7 @@ __all__ = ["WORSE", "PRIOR", "Race", "below"]
 
 # %% ../../notebooks/50_serve/12_sequential.ipynb #58e24f33
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base.errors import BadInput
@@ -53,6 +54,16 @@ class Race:
                 other = odds * worse**sign
                 gain = math.log((1 + odds) / (1 + other))
                 sums[i] += gain + (sign * math.log(worse) if arm else 0.0)
+
+    def sums(self) -> dict[str, list[float]]:
+        "Everything that was counted, as plain data."
+        return {"asked": self.asked, "bad": self.bad, "harm": self._harm, "safe": self._safe}
+
+    def take_in(self, sums: Mapping[str, Sequence[float]]) -> None:
+        "Add what the same race was elsewhere: a product of such evidence is evidence, so its logarithms add up."
+        mine = self.sums()
+        for name, more in sums.items():
+            mine[name][:] = [own + other for own, other in zip(mine[name], more, strict=True)]
 
     @property
     def harm(self) -> float:
