@@ -314,6 +314,10 @@ d = {
                 "workbench/base/progress.py",
             ),
             "workbench.base.progress.State": ("00_base/progress.html#state", "workbench/base/progress.py"),
+            "workbench.base.progress.State.__init__": (
+                "00_base/progress.html#state.__init__",
+                "workbench/base/progress.py",
+            ),
             "workbench.base.progress.State.eta_s": (
                 "00_base/progress.html#state.eta_s",
                 "workbench/base/progress.py",
@@ -4726,6 +4730,10 @@ d = {
                 "80_jobs/engine.html#_client._async_cleanup_kernel",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine._Client._one": (
+                "80_jobs/engine.html#_client._one",
+                "workbench/jobs/engine.py",
+            ),
             "workbench.jobs.engine._Client.papermill_execute_cells": (
                 "80_jobs/engine.html#_client.papermill_execute_cells",
                 "workbench/jobs/engine.py",
@@ -5006,6 +5014,10 @@ d = {
                 "workbench/jobs/keeper.py",
             ),
             "workbench.jobs.keeper._adopt": ("80_jobs/keeper.html#_adopt", "workbench/jobs/keeper.py"),
+            "workbench.jobs.keeper._childless": (
+                "80_jobs/keeper.html#_childless",
+                "workbench/jobs/keeper.py",
+            ),
             "workbench.jobs.keeper._exit_like": (
                 "80_jobs/keeper.html#_exit_like",
                 "workbench/jobs/keeper.py",
@@ -5933,6 +5945,10 @@ d = {
             "workbench.jobs.report._measured": ("80_jobs/report.html#_measured", "workbench/jobs/report.py"),
             "workbench.jobs.report._short": ("80_jobs/report.html#_short", "workbench/jobs/report.py"),
             "workbench.jobs.report._slim": ("80_jobs/report.html#_slim", "workbench/jobs/report.py"),
+            "workbench.jobs.report.cells_html": (
+                "80_jobs/report.html#cells_html",
+                "workbench/jobs/report.py",
+            ),
             "workbench.jobs.report.clean": ("80_jobs/report.html#clean", "workbench/jobs/report.py"),
             "workbench.jobs.report.report_html": (
                 "80_jobs/report.html#report_html",
@@ -6437,6 +6453,7 @@ d = {
                 "80_jobs/waiting.html#keeper.keep",
                 "workbench/jobs/waiting.py",
             ),
+            "workbench.jobs.waiting._at_exit": ("80_jobs/waiting.html#_at_exit", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting._connection_info": (
                 "80_jobs/waiting.html#_connection_info",
                 "workbench/jobs/waiting.py",
@@ -6584,6 +6601,7 @@ d = {
             ),
             "workbench.lab.magics.Watch.begin": ("90_lab/magics.html#watch.begin", "workbench/lab/magics.py"),
             "workbench.lab.magics.Watch.end": ("90_lab/magics.html#watch.end", "workbench/lab/magics.py"),
+            "workbench.lab.magics._connected": ("90_lab/magics.html#_connected", "workbench/lab/magics.py"),
             "workbench.lab.magics.load_ipython_extension": (
                 "90_lab/magics.html#load_ipython_extension",
                 "workbench/lab/magics.py",

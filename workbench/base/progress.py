@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .errors import Stopped
@@ -37,20 +36,25 @@ UPDATE_EVERY_S = 0.1
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #state
-@dataclass
-class State:
+class State:  # no dataclass: a command that is handed to a warm process waits for this module
     "What a display shows."
 
-    what: str
-    stage: str = ""
-    done: int = 0
-    total: int | None = None
-    unit: str = "rows"
-    metrics: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    started_at: float = field(default_factory=time.monotonic)
-    outcome: str = ""
-    expected_s: float | None = None  # of this stage, from earlier runs
+    def __init__(
+        self,
+        what: str,
+        stage: str = "",
+        done: int = 0,
+        total: int | None = None,
+        unit: str = "rows",
+        metrics: dict[str, float] | None = None,
+        curves: dict[str, list[tuple[int, float]]] | None = None,
+        *,
+        outcome: str = "",
+    ) -> None:
+        self.what, self.stage, self.done, self.total, self.unit = what, stage, done, total, unit
+        self.metrics, self.curves, self.outcome = metrics or {}, curves or {}, outcome
+        self.started_at = time.monotonic()
+        self.expected_s: float | None = None  # of this stage, from earlier runs
 
     @property
     def share(self) -> float:

@@ -122,9 +122,11 @@ class _Client(PapermillNotebookClient):
         self.kept: Path | None = None
 
     async def _async_cleanup_kernel(self) -> None:
-        "End the kernel, or let it live when a cell failed in it and it is to be kept."
+        "Tell that the last cell is done, and end the kernel; let it live when a cell failed in it and it is to be kept."
         if not self.keep_s or not _raised(self.error):
             self.km.idle = self.error is None
+            if self.km.idle:  # once the kernel is asked to end: who is told may work meanwhile
+                asyncio.get_running_loop().call_soon(self.told.put, len(self.nb.cells) - 1)
             await super()._async_cleanup_kernel()
             return
         folder = Path(self.km.connection_file).parent
@@ -147,26 +149,34 @@ class _Client(PapermillNotebookClient):
     def papermill_execute_cells(self) -> None:
         "Every cell in turn; what ends a cell early ends the notebook."
         self.nb.metadata["language_info"] = {"name": "python"}
-        for index, cell in enumerate(self.nb.cells):
-            self.nb_man.cell_start(cell, index)
-            if self.watch and self.watch.before(self.ask, cell, index):
-                self.nb_man.cell_complete(cell, cell_index=index)
-                self.told.put(index)
-                continue
-            meter = Meter(self.keeper.pid if self.keeper else 0)
-            try:
-                self.execute_cell(cell, index)
-            except BaseException as error:
-                self.error = error
-                self.nb_man.cell_exception(cell, cell_index=index)
-                raise
-            finally:
+        try:
+            for index, cell in enumerate(self.nb.cells):
+                if index:
+                    self.told.put(index - 1)
+                self._one(cell, index)
+        finally:
+            for cell in self.nb.cells:
                 if cell.cell_type == "code":
-                    cell.metadata["workbench"] = meter.read()
-                self.nb_man.cell_complete(cell, cell_index=index)
-                if self.watch and (self.error is None or _raised(self.error)):
-                    self.watch.after(self.ask, cell, index, meter.took_s, self.error is not None)
-            self.told.put(index)
+                    cell.outputs = merged_outputs(cell.outputs)
+
+    def _one(self, cell: Any, index: int) -> None:
+        self.nb_man.cell_start(cell, index)
+        if self.watch and self.watch.before(self.ask, cell, index):
+            self.nb_man.cell_complete(cell, cell_index=index)
+            return
+        meter = Meter(self.keeper.pid if self.keeper else 0)
+        try:
+            self.execute_cell(cell, index)
+        except BaseException as error:
+            self.error = error
+            self.nb_man.cell_exception(cell, cell_index=index)
+            raise
+        finally:
+            if cell.cell_type == "code":
+                cell.metadata["workbench"] = meter.read()
+            self.nb_man.cell_complete(cell, cell_index=index)
+            if self.watch and (self.error is None or _raised(self.error)):
+                self.watch.after(self.ask, cell, index, meter.took_s, self.error is not None)
 
     async def _async_ask(self, expression: str, within_s: float) -> str:
         "The text that an expression is in the kernel: no count, no output, no name; interrupted when it takes too long."
@@ -270,9 +280,6 @@ class Execution:
         try:
             self._client.execute(**self._start)
         finally:
-            for cell in self.book.cells:
-                if cell.cell_type == "code":
-                    cell.outputs = merged_outputs(cell.outputs)
             self._executed.notebook_complete()
 
     def wait(self, timeout_s: float) -> int | None:

@@ -58,8 +58,19 @@ def _reap(pid: int) -> int | None:
 
 
 # %% ../../notebooks/80_jobs/12_keeper.ipynb #sweep
+def _childless() -> bool:
+    "Whether nothing is below this process: orphans have become its children (Linux)."
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return sys.platform == "linux"
+    return False
+
+
 def _sweep() -> None:
     "Kill everything below this process, until nothing is left."
+    if _childless():
+        return
     import psutil
 
     me, until = psutil.Process(), time.monotonic() + _SWEEP_S

@@ -54,7 +54,7 @@ from workbench.jobs.notebook import (
 )
 from .outcome import RESULT_VARIABLE, read_result
 from .recorder import Earlier, Recorder
-from .report import report_html
+from .report import cells_html, report_html
 from .secret import Secret, present
 
 if TYPE_CHECKING:
@@ -127,23 +127,28 @@ class _Limits:
         )
 
 
-def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run) -> Ending | None:
-    "Wait for the end, show how far it is and beat; None, or why it is ended early."
+def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run) -> tuple[Ending | None, str]:
+    "Wait for the end, show how far it is and beat; None or why it is ended early, and the cells as HTML if they are final."
     began = cell_began = time.monotonic()
     tracker.stage("cells", total=len(execution.book.cells))
     tracker.state.expected_s = _expected_s(run)
+    drawn = ""
     while True:
         try:
-            if execution.wait(_TICK_S) is None:
-                return None
+            index = execution.wait(_TICK_S)
+            if index is None:
+                return None, drawn
             cell_began = time.monotonic()
             tracker.advance(1)
+            if index == len(execution.book.cells) - 1:
+                with suppress(Exception):  # is tried again, and told, when the report is written
+                    drawn = cells_html(execution.book)  # while the kernel ends
         except queue.Empty:
             tracker.advance(0)  # raises when Stop was pressed
         with suppress(sqlite3.OperationalError):  # a full disk, a busy ledger: no reason to end the work
             run.beat()
         if late := limits.passed(began, cell_began):
-            return Ending(JobTimedOut, late, "timeout", "give it more time, or less to do")
+            return Ending(JobTimedOut, late, "timeout", "give it more time, or less to do"), drawn
 
 
 def _expected_s(run: Run) -> float | None:
@@ -156,7 +161,7 @@ def _expected_s(run: Run) -> float | None:
 
 
 # %% ../../notebooks/80_jobs/20_runner.ipynb #keep
-def _keep(run: Run, book: Any, ending: Ending) -> None:
+def _keep(run: Run, book: Any, ending: Ending, drawn: str) -> None:
     "Write what the run leaves behind: the executed notebook, which says how it ended, the result and the report."
     book.metadata.papermill["exception"] = bool(ending.kind) or None
     said = {"status": ending.status, "error": ending.what, "cause": ending.cause}
@@ -173,7 +178,10 @@ def _keep(run: Run, book: Any, ending: Ending) -> None:
     shown.cost = shown.spent()
     try:
         page = report_html(
-            book, run.name, shown._repr_html_() + html.table([{"note": note} for note in notes]) * bool(notes)
+            book,
+            run.name,
+            shown._repr_html_() + html.table([{"note": note} for note in notes]) * bool(notes),
+            drawn,
         )
     except Exception as error:  # the job is done; its report is a view of it
         get_logger("jobs").warning("no report", error=f"{type(error).__name__}: {error}")
@@ -223,8 +231,9 @@ def _execute(run: Run, book: Any, cwd: Path, limits: _Limits, watch: Recorder) -
             cwd=cwd, env=env, log=log, warm=warm, keep_s=limits.keep_s, watch=watch,
         )  # fmt: skip
         early: Ending | None = STOPPED
+        drawn = ""
         try:
-            early = _follow(execution, tracker, limits, run)
+            early, drawn = _follow(execution, tracker, limits, run)
         except Exception as error:
             early = (
                 early if isinstance(error, Stopped) else Ending(JobFailed, f"{type(error).__name__}: {error}")
@@ -236,7 +245,7 @@ def _execute(run: Run, book: Any, cwd: Path, limits: _Limits, watch: Recorder) -
                 run.spending.lend(*warm.used)
             ending = early or _ended(execution, run, memory)
             execution.book.metadata["workbench"]["snapshots"] = watch.close(not ending.kind)
-            _keep(run, execution.book, ending)
+            _keep(run, execution.book, ending, drawn)
     if ending.kind:
         what = f"{run.name} {ending.status.replace('_', ' ')} {where(execution.book)}\n  {ending.what}"
         place = f"the executed notebook is {run.folder / 'notebook.ipynb'}, report.html is beside it"

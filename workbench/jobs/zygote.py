@@ -35,7 +35,7 @@ from .waiting import Keeper, ends, front, load, tell
 
 PRELOAD = (
     "ipykernel.kernelapp", "ipykernel.zmqshell", "IPython.core.completer", "psutil", "numpy", "pandas", "pyarrow",
-    "pyarrow.parquet", "polars", "torch", "ray", "pydantic_settings", "structlog", "tqdm.auto", "safetensors.numpy", "filelock",
+    "pyarrow.parquet", "polars", "torch", "ray", "ray.dag", "pydantic_settings", "structlog", "tqdm.auto", "safetensors.numpy", "filelock",
 )  # fmt: skip
 FRONT_PRELOAD = (
     "workbench.jobs.engine",

@@ -12,6 +12,7 @@
 __all__ = ["Background", "RemoteMagics", "Watch", "load_ipython_extension"]
 
 # %% ../../notebooks/90_lab/05_magics.ipynb #4d4a3f50
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,12 @@ class RemoteMagics(Magics):
 
 
 # %% ../../notebooks/90_lab/05_magics.ipynb #watch
+def _connected() -> bool:
+    "As `compute.session.connected`, which is asked before every cell: here nothing is imported for it."
+    ray = sys.modules.get("ray")
+    return ray is not None and hasattr(ray, "is_initialized") and ray.is_initialized()
+
+
 class Watch:
     "Ends on the cluster what an interrupted cell started there."
 
@@ -80,9 +87,7 @@ class Watch:
 
     def begin(self, *_: Any) -> None:
         "Before a cell: what is there."
-        from workbench.compute.session import connected
-
-        if connected():
+        if _connected():
             from workbench.compute.stop import marks
 
             self.before = marks()
@@ -91,13 +96,10 @@ class Watch:
 
     def end(self, result: Any) -> None:
         "After a cell that was interrupted."
-        if isinstance(result.error_in_exec, KeyboardInterrupt):
-            from workbench.compute.session import connected
+        if isinstance(result.error_in_exec, KeyboardInterrupt) and _connected():
+            from workbench.compute.stop import Marks, stop_since
 
-            if connected():
-                from workbench.compute.stop import Marks, stop_since
-
-                stop_since(self.before or Marks())
+            stop_since(self.before or Marks())
 
 
 def load_ipython_extension(shell: Any) -> None:
