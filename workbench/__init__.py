@@ -226,6 +226,7 @@ Modules:
 - `workbench.serve.counts`: What an engine counts while it answers: a histogram costs half a microsecond, and a page or Prometheus reads it.
 - `workbench.serve.deploy`: The service as a file for those who have systemd, Compose or Kubernetes: limits, probes and the way to the token are in it, the token is not.
 - `workbench.serve.desk`: The path of an answer: bytes in, the engine, bytes out, with nothing of a web framework on it.
+- `workbench.serve.direct`: One row, plainly right, from a client who may ask: answered without a task, a scope or a second look.
 - `workbench.serve.edge`: The door in front of a cluster: token, sizes and the moment of arrival, before Ray's own proxy has queued anything.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.

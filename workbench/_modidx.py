@@ -9191,8 +9191,16 @@ d = {
                 "50_serve/clients.html#clients.admit",
                 "workbench/serve/clients.py",
             ),
+            "workbench.serve.clients.Clients.allow": (
+                "50_serve/clients.html#clients.allow",
+                "workbench/serve/clients.py",
+            ),
             "workbench.serve.clients.Clients.of": (
                 "50_serve/clients.html#clients.of",
+                "workbench/serve/clients.py",
+            ),
+            "workbench.serve.clients.Clients.who": (
+                "50_serve/clients.html#clients.who",
                 "workbench/serve/clients.py",
             ),
             "workbench.serve.clients._client": (
@@ -9358,7 +9366,6 @@ d = {
             ),
             "workbench.serve.desk.Desk._ask": ("50_serve/desk.html#desk._ask", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk._bulk": ("50_serve/desk.html#desk._bulk", "workbench/serve/desk.py"),
-            "workbench.serve.desk.Desk._keep": ("50_serve/desk.html#desk._keep", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk._strictly": (
                 "50_serve/desk.html#desk._strictly",
                 "workbench/serve/desk.py",
@@ -9368,12 +9375,17 @@ d = {
                 "workbench/serve/desk.py",
             ),
             "workbench.serve.desk.Desk.infer": ("50_serve/desk.html#desk.infer", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk.keep": ("50_serve/desk.html#desk.keep", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk.predict": (
                 "50_serve/desk.html#desk.predict",
                 "workbench/serve/desk.py",
             ),
             "workbench.serve.desk.Desk.read": ("50_serve/desk.html#desk.read", "workbench/serve/desk.py"),
             "workbench.serve.desk.Desk.stream": ("50_serve/desk.html#desk.stream", "workbench/serve/desk.py"),
+            "workbench.serve.desk.Desk.written": (
+                "50_serve/desk.html#desk.written",
+                "workbench/serve/desk.py",
+            ),
             "workbench.serve.desk.Hot": ("50_serve/desk.html#hot", "workbench/serve/desk.py"),
             "workbench.serve.desk.Hot.__call__": (
                 "50_serve/desk.html#hot.__call__",
@@ -9393,6 +9405,55 @@ d = {
             "workbench.serve.desk.read_body": ("50_serve/desk.html#read_body", "workbench/serve/desk.py"),
             "workbench.serve.desk.reply": ("50_serve/desk.html#reply", "workbench/serve/desk.py"),
             "workbench.serve.desk.timing": ("50_serve/desk.html#timing", "workbench/serve/desk.py"),
+        },
+        "workbench.serve.direct": {
+            "workbench.serve.direct.Call": ("50_serve/direct.html#call", "workbench/serve/direct.py"),
+            "workbench.serve.direct.Call.answer": (
+                "50_serve/direct.html#call.answer",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct.Direct": ("50_serve/direct.html#direct", "workbench/serve/direct.py"),
+            "workbench.serve.direct.Direct.__call__": (
+                "50_serve/direct.html#direct.__call__",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct.Direct.__init__": (
+                "50_serve/direct.html#direct.__init__",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct.Direct._ask": (
+                "50_serve/direct.html#direct._ask",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct.Direct._usual": (
+                "50_serve/direct.html#direct._usual",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting": ("50_serve/direct.html#_waiting", "workbench/serve/direct.py"),
+            "workbench.serve.direct._Waiting.__init__": (
+                "50_serve/direct.html#_waiting.__init__",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting._end": (
+                "50_serve/direct.html#_waiting._end",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting.done": (
+                "50_serve/direct.html#_waiting.done",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting.give": (
+                "50_serve/direct.html#_waiting.give",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting.set_exception": (
+                "50_serve/direct.html#_waiting.set_exception",
+                "workbench/serve/direct.py",
+            ),
+            "workbench.serve.direct._Waiting.set_result": (
+                "50_serve/direct.html#_waiting.set_result",
+                "workbench/serve/direct.py",
+            ),
         },
         "workbench.serve.edge": {
             "workbench.serve.edge.Stamp": ("50_serve/edge.html#stamp", "workbench/serve/edge.py"),
@@ -9426,10 +9487,6 @@ d = {
             ),
             "workbench.serve.engine.Engine.__str__": (
                 "50_serve/engine.html#engine.__str__",
-                "workbench/serve/engine.py",
-            ),
-            "workbench.serve.engine.Engine._account": (
-                "50_serve/engine.html#engine._account",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine._ask_many": (
@@ -9468,12 +9525,20 @@ d = {
                 "50_serve/engine.html#engine._watch",
                 "workbench/serve/engine.py",
             ),
+            "workbench.serve.engine.Engine.account": (
+                "50_serve/engine.html#engine.account",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine.answers": (
                 "50_serve/engine.html#engine.answers",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine.ask": (
                 "50_serve/engine.html#engine.ask",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine.ask_soon": (
+                "50_serve/engine.html#engine.ask_soon",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine.ask_values": (
@@ -9601,6 +9666,10 @@ d = {
                 "50_serve/guard.html#guard.answer",
                 "workbench/serve/guard.py",
             ),
+            "workbench.serve.guard.Guard.knows": (
+                "50_serve/guard.html#guard.knows",
+                "workbench/serve/guard.py",
+            ),
             "workbench.serve.guard.Intake": ("50_serve/guard.html#intake", "workbench/serve/guard.py"),
             "workbench.serve.guard.Intake.__call__": (
                 "50_serve/guard.html#intake.__call__",
@@ -9646,6 +9715,10 @@ d = {
             ),
             "workbench.serve.guard.check_origin": (
                 "50_serve/guard.html#check_origin",
+                "workbench/serve/guard.py",
+            ),
+            "workbench.serve.guard.request_id": (
+                "50_serve/guard.html#request_id",
                 "workbench/serve/guard.py",
             ),
         },
@@ -10637,8 +10710,20 @@ d = {
                 "50_serve/wire.html#boundedprotocol",
                 "workbench/serve/wire.py",
             ),
+            "workbench.serve.wire.BoundedProtocol._bite": (
+                "50_serve/wire.html#boundedprotocol._bite",
+                "workbench/serve/wire.py",
+            ),
             "workbench.serve.wire.BoundedProtocol._end": (
                 "50_serve/wire.html#boundedprotocol._end",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol._go_round": (
+                "50_serve/wire.html#boundedprotocol._go_round",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol._may_be_direct": (
+                "50_serve/wire.html#boundedprotocol._may_be_direct",
                 "workbench/serve/wire.py",
             ),
             "workbench.serve.wire.BoundedProtocol._watch": (
@@ -10661,6 +10746,10 @@ d = {
                 "50_serve/wire.html#boundedprotocol.on_body",
                 "workbench/serve/wire.py",
             ),
+            "workbench.serve.wire.BoundedProtocol.on_headers_complete": (
+                "50_serve/wire.html#boundedprotocol.on_headers_complete",
+                "workbench/serve/wire.py",
+            ),
             "workbench.serve.wire.BoundedProtocol.on_message_begin": (
                 "50_serve/wire.html#boundedprotocol.on_message_begin",
                 "workbench/serve/wire.py",
@@ -10675,6 +10764,18 @@ d = {
             ),
             "workbench.serve.wire.BoundedProtocol.send_400_response": (
                 "50_serve/wire.html#boundedprotocol.send_400_response",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.Call": ("50_serve/wire.html#call", "workbench/serve/wire.py"),
+            "workbench.serve.wire.Call.__init__": (
+                "50_serve/wire.html#call.__init__",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.Call.answer": ("50_serve/wire.html#call.answer", "workbench/serve/wire.py"),
+            "workbench.serve.wire.Call.set": ("50_serve/wire.html#call.set", "workbench/serve/wire.py"),
+            "workbench.serve.wire.Direct": ("50_serve/wire.html#direct", "workbench/serve/wire.py"),
+            "workbench.serve.wire.Direct.__call__": (
+                "50_serve/wire.html#direct.__call__",
                 "workbench/serve/wire.py",
             ),
             "workbench.serve.wire._Server": ("50_serve/wire.html#_server", "workbench/serve/wire.py"),

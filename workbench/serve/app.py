@@ -37,6 +37,7 @@ from ..models.bundle import Bundle
 from .body import openapi
 from .clients import Client, Clients, check_strength, load_clients
 from .desk import Desk, Handler, Hot
+from .direct import Direct
 from .engine import Engine
 from .guard import LOOPBACK_HOSTS, Guard
 from .inference import metadata
@@ -75,11 +76,13 @@ def create_app(
         lifespan=lambda app: _running(engine, traffic),
     )
     app.state.meters = meters
-    hot = Hot(app.pages, routes=_routes(Desk(engine, limits, log, traffic, outcomes)))
+    desk = Desk(engine, limits, log, traffic, outcomes)
+    hot = Hot(app.pages, routes=_routes(desk))
     if isinstance(token, str):
         check_strength(token)
     everybody = Clients.of(token, clients) if isinstance(token, str) else token
     app.front = Guard(hot, token=everybody, limits=limits, hosts=hosts, observe=meters.observe)
+    app.direct = Direct(app.front, desk)
     app.add_exception_handler(need("starlette.exceptions", extra="serve").HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _page_failed)
     for path, page in _pages(engine, limits, meters, traffic).items():
@@ -93,6 +96,7 @@ def _service() -> "type[fastapi.FastAPI]":
 
     class Service(need("fastapi", extra="serve").FastAPI):
         front: Guard
+        direct: Direct  # what a server of ours asks first
 
         async def pages(self, scope: Scope, receive: Receive, send: Send) -> None:
             await super().__call__(scope, receive, send)

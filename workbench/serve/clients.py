@@ -84,8 +84,8 @@ class Clients:
         "One token that may do everything, and the clients beside it."
         return cls({hashlib.sha256(token.encode()).hexdigest(): Client("owner"), **(others or {})})
 
-    def admit(self, header: bytes, scope: str) -> Client:
-        "The client of an Authorization header; raises 401, 403 or 429."
+    def who(self, header: bytes) -> Client:
+        "The client of an Authorization header; raises 401."
         scheme, _, given = header.partition(b" ")
         client = self._known.get(hashlib.sha256(given.strip()).digest())
         if client is None or scheme.lower() != b"bearer":
@@ -93,12 +93,21 @@ class Clients:
             raise Refusal(
                 401, "unauthorized", message, ("header", "authorization"), ((b"www-authenticate", b"Bearer"),)
             )
+        return client
+
+    def allow(self, client: Client, scope: str) -> None:
+        "Let a client ask for what it may, as often as it may; raises 403 or 429."
         if scope not in client.scopes:
             message = f"client {client.name} may {', '.join(sorted(client.scopes))}, not {scope}"
             raise Refusal(403, "out_of_scope", message, ("header", "authorization"))
         if client.rate_per_s and (wait_s := client.spend(self._clock())):
             message = f"client {client.name} may ask {client.rate_per_s:g} times a second"
             raise Refusal(429, "too_many_requests", message, ("header", "authorization"), come_back(wait_s))
+
+    def admit(self, header: bytes, scope: str) -> Client:
+        "The client of an Authorization header, if it may; raises 401, 403 or 429."
+        client = self.who(header)
+        self.allow(client, scope)
         return client
 
 

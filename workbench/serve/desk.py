@@ -36,6 +36,7 @@ from ..base.errors import BadRow
 from ..data.contract import Contract
 from .body import plain_row, read_json, read_rows, respond
 from .bulk import ARROW, read_bulk, write_bulk
+from .checker import Values
 from .engine import Answered, Engine
 from .feedback import Told, read_feedback, truth
 from .inference import LENGTH, read_request, write_answer
@@ -176,12 +177,15 @@ class Desk:
             found = await engine.ask_values(values, True, deadline_s, arrived_s)
         except (BadRow, Overloaded) as error:
             raise as_refusal(error) from None
-        self._keep(exchange, [row], found, arrived_s)
-        if len(row) == len(values):
-            out = b'{"prediction": %s%s' % (repr(found.scores[0]).encode(), found.loaded.stamp)
-        else:
-            out = json.dumps(engine.answers([row], found.scores, found.loaded)[0]).encode()
+        self.keep(exchange, [row], found, arrived_s)
+        out = self.written(row, values, found)
         await reply(send, out, _JSON, (b"server-timing", found.trace.header()))
+
+    def written(self, row: dict[str, Any], values: Values, found: Answered) -> bytes:
+        "The answer to one row, as JSON; with keys in the row, they are in the answer."
+        if len(row) == len(values):
+            return b'{"prediction": %s%s' % (repr(found.scores[0]).encode(), found.loaded.stamp)
+        return json.dumps(self.engine.answers([row], found.scores, found.loaded)[0]).encode()
 
     async def _strictly(
         self, exchange: Any, body: bytes, send: Send, deadline_s: float, arrived_s: float
@@ -198,7 +202,7 @@ class Desk:
             found, new = await self._ask(new, rows, deadline_s, arrived_s)
         except (BadRow, Overloaded) as error:
             raise as_refusal(error, single) from None
-        self._keep(exchange, rows, found, arrived_s, new)
+        self.keep(exchange, rows, found, arrived_s, new)
         answers = self.engine.answers(rows, found.scores, found.loaded)
         out = json.dumps(answers[0] if single else {"predictions": answers}, allow_nan=False)
         await reply(send, out.encode())
@@ -210,7 +214,7 @@ class Desk:
             found = await self.engine.ask(rows, deadline_s=deadline_s, arrived_s=arrived_s)
         except (BadRow, Overloaded) as error:
             raise as_refusal(error, False) from None
-        self._keep(exchange, rows, found, arrived_s)
+        self.keep(exchange, rows, found, arrived_s)
         out = await asyncio.to_thread(write_bulk, self.engine, rows, found)
         await reply(send, out, (b"content-type", ARROW.encode()), (b"server-timing", found.trace.header()))
 
@@ -233,7 +237,7 @@ class Desk:
                 self.traffic.failed(False)
             raise
 
-    def _keep(
+    def keep(
         self, exchange: Any, rows: list[Any], found: Answered, arrived_s: float, new: bool = False
     ) -> None:
         "What is remembered of an answer."
@@ -263,7 +267,7 @@ class Desk:
             found = await engine.ask(rows, deadline_s=deadline_s, arrived_s=arrived_s)
         except (BadRow, Overloaded) as error:
             raise as_refusal(error, False) from None
-        self._keep(exchange, rows, found, arrived_s)
+        self.keep(exchange, rows, found, arrived_s)
         out, more = write_answer(engine, found.scores, found.loaded.version, number, binary)
         kind = (b"content-type", b"application/octet-stream") if binary else _JSON
         await reply(send, out, kind, *more)
@@ -290,7 +294,7 @@ class Desk:
                 return
             if not at:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-            self._keep(exchange, part, found, arrived_s)
+            self.keep(exchange, part, found, arrived_s)
             answers = self.engine.answers(part, found.scores, found.loaded)
             await _event(send, b"predictions", json.dumps(answers).encode(), True)
         await _event(send, b"end", b"{}", False)

@@ -37,6 +37,7 @@ from .trace import Trace, emit, tracer
 
 CHUNK_ROWS = 128  # a request of more is asked in parts, so that small ones get their turn
 LAG_S = 0.05  # between two looks at the event loop's lag
+_HIT = Trace("hit")
 now = time.monotonic
 
 
@@ -205,7 +206,7 @@ class Engine:
         except BadRow:  # a rule, and a part does not know its place
             lane.loaded.bundle.contract.parse_rows(rows)
             raise
-        self._account(found, arrived_s)
+        self.account(found, arrived_s)
         return found
 
     async def ask_values(
@@ -234,10 +235,34 @@ class Engine:
             done = await lane.submit(Ask([values], key, arrived_s, until_s))
             counts.run += 1
             found = Answered(done.scores, loaded, Trace("run", done.queue_s, done.compute_s, done.batch_rows))
-        self._account(found, arrived_s)
+        self.account(found, arrived_s)
         return found
 
-    def _account(self, found: Answered, arrived_s: float) -> None:
+    def ask_soon(
+        self,
+        values: Values,  # of one row, as the checker of `loaded` read them
+        waiter: Any,  # told as a future is: set_result(Done) or set_exception, never at once
+        deadline_s: float,
+        arrived_s: float,
+    ) -> tuple[Loaded, bool, Answered | None]:
+        "As `ask_values`, for who does not await: who answers, whether together with another, and what was kept."
+        lane, counts = self._running_lane(), self.counts
+        loaded = lane.loaded
+        key = (loaded.digest, values)
+        if (score := self.cache.get(key)) is not None:
+            counts.hit += 1
+            return loaded, False, Answered([score], loaded, _HIT)
+        if lane.join(key, waiter) is not None:
+            counts.joined += 1
+            return loaded, True, None
+        self.check_room(1, arrived_s, deadline_s)
+        until_s = arrived_s + (deadline_s or loaded.policy.deadline_s)
+        lane.submit(Ask([values], key, arrived_s, until_s), waiter)
+        counts.run += 1
+        return loaded, False, None
+
+    def account(self, found: Answered, arrived_s: float) -> None:
+        "Count an answer that is going out."
         self.counts.total_s.add(now() - arrived_s)
         if self._tracer is not None:
             emit(self._tracer, found.loaded.name, found.loaded.version, found.trace)

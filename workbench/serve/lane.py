@@ -139,18 +139,18 @@ class Lane:
             return 0.0
         return max(0.0, self.loaded.policy.expected_s(self._running) - (now() - self._since))
 
-    def join(self, key: Any) -> "asyncio.Future[Done] | None":
-        "A future for a row that is being scored for somebody else."
+    def join(self, key: Any, waiter: Any = None) -> "asyncio.Future[Done] | None":
+        "A future, or `waiter`, for a row that is being scored for somebody else."
         ask = self._flight.get(key)
         if ask is None:
             return None
-        future = self._loop.create_future()
+        future = waiter or self._loop.create_future()
         ask.futures.append(future)
         return future
 
-    def submit(self, ask: Ask) -> "asyncio.Future[Done]":
-        "A future for the scores of `ask`."
-        future = self._loop.create_future()
+    def submit(self, ask: Ask, waiter: Any = None) -> "asyncio.Future[Done]":
+        "A future for the scores of `ask`; a `waiter` that is told as a future is takes its place."
+        future = waiter or self._loop.create_future()
         ask.futures.append(future)
         self._waiting.append(ask)
         self.queued += ask.rows
