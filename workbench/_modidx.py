@@ -8939,10 +8939,7 @@ d = {
         },
         "workbench.serve.app": {
             "workbench.serve.app._as_response": ("50_serve/app.html#_as_response", "workbench/serve/app.py"),
-            "workbench.serve.app._collector_at_ease": (
-                "50_serve/app.html#_collector_at_ease",
-                "workbench/serve/app.py",
-            ),
+            "workbench.serve.app._at_ease": ("50_serve/app.html#_at_ease", "workbench/serve/app.py"),
             "workbench.serve.app._is_loopback": ("50_serve/app.html#_is_loopback", "workbench/serve/app.py"),
             "workbench.serve.app._log": ("50_serve/app.html#_log", "workbench/serve/app.py"),
             "workbench.serve.app._names": ("50_serve/app.html#_names", "workbench/serve/app.py"),
