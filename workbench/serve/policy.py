@@ -63,6 +63,7 @@ class Policy:
     seconds: dict[int, float] = field(default_factory=dict)  # by batch size
     best_rows: int = 1
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
+    _known: list[int] = field(default_factory=list, repr=False)  # sizes, sorted
 
     def __post_init__(self) -> None:
         if not (self.deadline_s > 0 and 0 < self.headroom <= 1 and self.max_rows >= 1):
@@ -93,7 +94,9 @@ class Policy:
         "Seconds that a batch of `rows` is expected to take."
         if not self.seconds or rows <= 0:
             return 0.0
-        sizes = sorted(self.seconds)
+        sizes = self._known
+        if len(sizes) != len(self.seconds):
+            sizes = self._known = sorted(self.seconds)
         at = bisect_left(sizes, rows)
         if at == len(sizes):
             return self.seconds[sizes[-1]] * rows / sizes[-1]

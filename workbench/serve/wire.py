@@ -14,6 +14,7 @@ __all__ = [
     "OVERHEAD_BYTES",
     "CONNECTIONS",
     "KEEP_ALIVE_S",
+    "LOOK_S",
     "DRAIN_S",
     "DIRECT_BYTES",
     "listen",
@@ -40,6 +41,7 @@ REQUEST_S = 30.0
 OVERHEAD_BYTES = 256 * 1024
 CONNECTIONS = 512
 KEEP_ALIVE_S = 20  # idle between requests
+LOOK_S = 5.0  # between two looks at a connection's time
 DRAIN_S = 10  # for what is in flight when asked to stop
 DIRECT_BYTES = 16_384  # a larger body goes the usual way
 
@@ -194,9 +196,16 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(part)
 
     def on_response_complete(self) -> None:
-        "The answer has REQUEST_S to be read."
-        self._watch()
-        super().on_response_complete()
+        "The next request of this connection, else it is idle from here; as uvicorn's, without a timer a request."
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._until = self.loop.time() + REQUEST_S
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._until = self.loop.time() + KEEP_ALIVE_S
 
     def send_400_response(self, msg: str) -> None:
         "What could not be parsed, as JSON."
@@ -206,10 +215,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._until = self.loop.time() + REQUEST_S
 
     def _bite(self) -> None:
+        "Look now and then, not at every request."
         left_s = self._until - self.loop.time()
         if left_s <= 0:
             return self.transport.abort()
-        self._watchdog = self.loop.call_later(left_s + 0.001, self._bite)
+        self._watchdog = self.loop.call_later(min(left_s + 0.001, LOOK_S), self._bite)
 
     def _end(self, refusal: Refusal) -> None:
         if self.cycle is None or self.cycle.response_complete:  # else an answer is on its way
