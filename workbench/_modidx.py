@@ -8318,8 +8318,16 @@ d = {
                 "60_release/gates.html#verdict.failed",
                 "workbench/release/gates.py",
             ),
+            "workbench.release.gates.Verdict.stays": (
+                "60_release/gates.html#verdict.stays",
+                "workbench/release/gates.py",
+            ),
             "workbench.release.gates.Verdict.to_json": (
                 "60_release/gates.html#verdict.to_json",
+                "workbench/release/gates.py",
+            ),
+            "workbench.release.gates.Verdict.unasked": (
+                "60_release/gates.html#verdict.unasked",
                 "workbench/release/gates.py",
             ),
             "workbench.release.gates.Verdict.waived": (
@@ -8337,7 +8345,9 @@ d = {
                 "60_release/gates.html#_same_rows",
                 "workbench/release/gates.py",
             ),
+            "workbench.release.gates._value": ("60_release/gates.html#_value", "workbench/release/gates.py"),
             "workbench.release.gates._waive": ("60_release/gates.html#_waive", "workbench/release/gates.py"),
+            "workbench.release.gates._why": ("60_release/gates.html#_why", "workbench/release/gates.py"),
             "workbench.release.gates.default_gates": (
                 "60_release/gates.html#default_gates",
                 "workbench/release/gates.py",
@@ -8347,6 +8357,7 @@ d = {
                 "60_release/gates.html#limited",
                 "workbench/release/gates.py",
             ),
+            "workbench.release.gates.mark": ("60_release/gates.html#mark", "workbench/release/gates.py"),
             "workbench.release.gates.right_size": (
                 "60_release/gates.html#right_size",
                 "workbench/release/gates.py",
@@ -8429,6 +8440,10 @@ d = {
             ),
         },
         "workbench.release.measures": {
+            "workbench.release.measures.Unasked": (
+                "60_release/measures.html#unasked",
+                "workbench/release/measures.py",
+            ),
             "workbench.release.measures._known": (
                 "60_release/measures.html#_known",
                 "workbench/release/measures.py",
@@ -8469,8 +8484,16 @@ d = {
                 "60_release/measures.html#_proved",
                 "workbench/release/measures.py",
             ),
+            "workbench.release.measures._said": (
+                "60_release/measures.html#_said",
+                "workbench/release/measures.py",
+            ),
             "workbench.release.measures._slice_auc": (
                 "60_release/measures.html#_slice_auc",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures._takes": (
+                "60_release/measures.html#_takes",
                 "workbench/release/measures.py",
             ),
             "workbench.release.measures._worst_missing": (
@@ -8481,8 +8504,16 @@ d = {
                 "60_release/measures.html#_worst_slice",
                 "workbench/release/measures.py",
             ),
+            "workbench.release.measures.against": (
+                "60_release/measures.html#against",
+                "workbench/release/measures.py",
+            ),
             "workbench.release.measures.gained": (
                 "60_release/measures.html#gained",
+                "workbench/release/measures.py",
+            ),
+            "workbench.release.measures.lighter": (
+                "60_release/measures.html#lighter",
                 "workbench/release/measures.py",
             ),
             "workbench.release.measures.measures": (
@@ -8638,6 +8669,10 @@ d = {
                 "60_release/registry.html#_judge_encoder",
                 "workbench/release/registry.py",
             ),
+            "workbench.release.registry._labels_hold": (
+                "60_release/registry.html#_labels_hold",
+                "workbench/release/registry.py",
+            ),
             "workbench.release.registry._move": (
                 "60_release/registry.html#_move",
                 "workbench/release/registry.py",
@@ -8704,8 +8739,8 @@ d = {
                 "60_release/resample.html#interval",
                 "workbench/release/resample.py",
             ),
-            "workbench.release.resample.is_tie": (
-                "60_release/resample.html#is_tie",
+            "workbench.release.resample.outcome": (
+                "60_release/resample.html#outcome",
                 "workbench/release/resample.py",
             ),
             "workbench.release.resample.rate_interval": (
@@ -8843,6 +8878,7 @@ d = {
                 "60_release/told.html#_promoted",
                 "workbench/release/told.py",
             ),
+            "workbench.release.told._value": ("60_release/told.html#_value", "workbench/release/told.py"),
             "workbench.release.told.contract_rows": (
                 "60_release/told.html#contract_rows",
                 "workbench/release/told.py",

@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 
 from workbench.base.errors import BadInput
-from workbench.release.gates import Gate, Waiver, default_gates, judge, measures, right_size, shadow_gates
+from workbench.release.gates import (
+    Gate,
+    Verdict,
+    Waiver,
+    default_gates,
+    judge,
+    measures,
+    right_size,
+    shadow_gates,
+)
+
+UNASKED = "not asked: load_p99_ms, load_failed, label_gates"
 
 
 def failed(verdict) -> list[str]:
@@ -17,7 +28,11 @@ def failed(verdict) -> list[str]:
 
 def test_what_is_better_passes(evidence) -> None:
     verdict = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None)
-    assert verdict.passed and failed(verdict) == [] and verdict.why == "all 21 gates passed"
+    assert (
+        verdict.passed
+        and failed(verdict) == []
+        and verdict.why == f"20 gates passed; baseline: better; {UNASKED}"
+    )
     of_others = {
         name for name in measures() if name.startswith(("label_", "shadow_")) and name != "label_gates"
     }
@@ -166,7 +181,7 @@ def test_it_shows_itself_escaped(evidence) -> None:
         assert "<b>x</b>" not in shown and "<i>" not in shown
     assert "\n" not in str(choice)
     head, *lines = str(verdict).splitlines()
-    assert "refused" in head and len(lines) == 21 and "  NO auc " in lines[0]
+    assert "refused" in head and len(lines) == 23 and "  NO auc " in lines[0]
 
 
 def test_a_waiver_lets_pass_what_somebody_answers_for(evidence) -> None:
@@ -175,7 +190,10 @@ def test_a_waiver_lets_pass_what_somebody_answers_for(evidence) -> None:
     assert (
         waived.passed and waived.failed == [] and [row["gate"] for row in waived.waived] == ["latency_p99_ms"]
     )
-    assert waived.why == "20 gates passed; latency_p99_ms waived by bob: batch only"
+    assert (
+        waived.why
+        == f"19 gates passed; baseline: better; latency_p99_ms waived by bob: batch only; {UNASKED}"
+    )
     assert "waived by bob" in str(waived) and "waived" in waived._repr_html_()
     both = judge(evidence(latency_p99_ms=45.0, size_mb=900.0), baseline=old, champion=None,
                  waivers=[Waiver("latency_p99_ms", "bob", "batch only")])  # fmt: skip
@@ -200,8 +218,9 @@ def test_a_gain_says_whether_it_is_a_tie_and_a_tie_goes_to_the_smaller(evidence)
     old = evidence("flights/1", 0.70, draws={"auc": same})
     shaky = evidence("flights/2", 0.71, draws={"auc": [a + b for a, b in zip(same, gains, strict=True)]})
     sure = evidence("flights/3", 0.71, draws={"auc": [a + 0.01 for a in same]})
-    row = {row["gate"]: row for row in judge(shaky, baseline=old, champion=None).rows}["auc_over_baseline"]
-    assert row["passed"] and row["how"].endswith("95 % of draws -0.0040 to +0.0120: a tie")
+    rows = {row["gate"]: row for row in judge(shaky, baseline=old, champion=None).rows}
+    assert rows["auc_over_baseline"]["how"].endswith("95 % of draws -0.0040 to +0.0120: a tie")
+    assert not rows["beats_baseline"]["passed"] and "flights/1 stays" in rows["beats_baseline"]["how"]
     assert right_size(shaky, old).winner == "baseline" and right_size(sure, old).winner == "net"
 
 
@@ -211,3 +230,72 @@ def test_the_column_that_is_missed_most_is_named(evidence) -> None:
     )
     verdict = judge(lost, baseline=evidence("flights/1", 0.69), champion=None)
     assert failed(verdict) == ["worst_missing"] and "AUC 0.5500 without wind" in verdict.why
+
+
+DRAWS = [0.70 + 0.01 * (k % 7) for k in range(200)]
+GAINS = {
+    "better": [0.01] * 200,
+    "tie": [0.004 * (k % 5 - 2) for k in range(200)],
+    "worse": [-0.001] * 200,
+    "much worse": [-0.01] * 200,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "size_mb", "usd", "takes"),
+    [
+        ("better", 9.0, 1e-6, True),
+        ("tie", 0.3, 1e-6, False),
+        ("tie", 0.29, 1e-6, False),  # no smaller: a file of text is some bytes longer or shorter
+        ("tie", 0.2, 1e-6, True),
+        ("tie", 0.3, 5e-7, True),
+        ("tie", 0.4, 1e-9, False),
+        ("worse", 0.3, 1e-6, False),
+        ("worse", 0.2, 1e-6, True),  # by less than 0.002
+        ("much worse", 0.2, 1e-6, False),
+    ],
+)
+@pytest.mark.parametrize("who", ["baseline", "champion"])
+def test_a_tie_is_decided(evidence, who: str, said: str, size_mb: float, usd: float, takes: bool) -> None:
+    gains = GAINS[said]
+    draws = {"auc": [a + b for a, b in zip(DRAWS, gains, strict=True)]}
+    old = evidence("flights/1", 0.70, draws={"auc": DRAWS})
+    new = evidence("flights/2", 0.70 + sum(gains) / 200, draws=draws, size_mb=size_mb, usd_per_1000=usd)
+    weak = evidence("flights/0", 0.60, draws={"auc": [a - 0.1 for a in DRAWS]}, size_mb=0.1)
+    about = {"baseline": old, "champion": None} if who == "baseline" else {"baseline": weak, "champion": old}
+    verdict = judge(new, **about, gates=default_gates(auc_over_baseline=-1))
+    assert (verdict.against[who], f"beats_{who}" not in failed(verdict)) == (said.split()[-1], takes)
+    row = next(row for row in verdict.rows if row["gate"] == f"beats_{who}")
+    assert said == "better" or ("takes the place" in row["how"]) == takes
+    assert takes or "flights/1 stays" in row["how"]
+    assert takes or verdict.stays == (said != "much worse" or who == "baseline")
+
+
+def test_the_one_that_stands_is_not_beaten_by_itself(evidence) -> None:
+    same = evidence("flights/1", 0.7)
+    verdict = judge(same, baseline=same, champion=same)
+    assert verdict.passed and not verdict.stays and verdict.against == {"baseline": "tie", "champion": "tie"}
+
+
+def test_what_nobody_asked_is_no_silent_pass(evidence) -> None:
+    new, about = evidence(auc=0.72), {"baseline": evidence("flights/1", 0.69), "champion": None}
+    rows = {row["gate"]: row for row in judge(new, **about).unasked}
+    assert set(rows) == {"load_p99_ms", "load_failed", "label_gates"}
+    assert {row["value"] for row in rows.values()} == {None} and "not asked" in judge(
+        new, **about
+    )._repr_html_()
+    assert "   - load_failed" in str(judge(new, **about)) and "no target rate was asked" in str(
+        judge(new, **about)
+    )
+    strict = {"gates": default_gates(needed=["label_gates"])}
+    assert failed(judge(new, **about, **strict)) == ["label_gates"]
+    said = judge(new, **about, **strict, waivers=[Waiver("label_gates", "bob", "two people labelled each")])
+    assert said.passed and [row["gate"] for row in said.waived] == ["label_gates"]
+    with pytest.raises(BadInput, match="labels"):
+        default_gates(needed=["labels"])
+
+
+def test_a_verdict_of_before_is_still_read(evidence) -> None:
+    kept = judge(evidence(auc=0.72), baseline=evidence("flights/1", 0.69), champion=None).to_json()
+    del kept["against"]
+    assert Verdict(**kept).against == {} and Verdict(**kept).passed

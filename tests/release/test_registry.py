@@ -18,7 +18,7 @@ from workbench.models.bundle import Bundle
 from workbench.models.folder import WEIGHTS
 from workbench.models.shelf import Shelf
 from workbench.release.evidence import measure
-from workbench.release.gates import default_gates, judge
+from workbench.release.gates import Waiver, default_gates, judge
 from workbench.release.registry import champion, judge_again, last_verdict, promote, rollback, status
 
 
@@ -242,3 +242,46 @@ def test_judging_again_measures_all_three_on_the_same_rows(shelf: Shelf, three, 
     verdict = judge_again(three[1], feed, three[2], ledger=shelf.ledger)
     assert (verdict.digest, verdict.champion) == (three[1].digest, three[0].digest)
     assert len(runs(shelf.ledger, kind="measure")) == 3
+
+
+def test_a_profile_may_ask_for_audited_labels(
+    shelf: Shelf, three, evidence, judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_AUDITED_LABELS", "true")
+    proof = evidence().proof
+    audited = proof | {"labels": {"run": "a1", "label_errors": 0.01}}
+    unlisted = judge(
+        evidence(three[0].ref, 0.72, digest=three[0].digest, proof=audited),
+        baseline=evidence("flights/1", 0.69),
+        champion=None,
+        gates=[gate for gate in default_gates() if gate.name != "label_gates"],
+    )
+    for verdict in (judged(three[0]), unlisted):  # nobody audited them; nobody asked
+        assert verdict.passed
+        with pytest.raises(GateRefused, match="labels that nobody audited"):
+            promote(three[0], verdict=verdict, ledger=shelf.ledger)
+    answered = [Waiver("label_gates", "bob", "two people labelled each row")]
+    for number, more in enumerate(({"proof": audited}, {"waivers": answered})):
+        verdict = judge(
+            evidence(
+                three[number].ref,
+                0.72 + number / 10,
+                digest=three[number].digest,
+                proof=more.pop("proof", proof),
+            ),
+            baseline=evidence("flights/1", 0.69),
+            champion=evidence(three[0].ref, 0.72, digest=three[0].digest) if number else None,
+            **more,
+        )
+        assert promote(three[number], verdict=verdict, ledger=shelf.ledger).version == number + 1
+
+
+def test_judging_again_asks_for_the_audit_that_the_profile_asks_for(
+    shelf: Shelf, three, feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [row["gate"] for row in judge_again(three[1], feed, three[1], ledger=shelf.ledger).unasked][
+        -1:
+    ] == ["label_gates"]
+    monkeypatch.setenv("WORKBENCH_AUDITED_LABELS", "true")
+    failed = judge_again(three[1], feed, three[1], ledger=shelf.ledger).failed
+    assert {"gate": "label_gates", "value": None, "passed": False}.items() <= failed[-1].items()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from workbench.release.resample import interval, is_tie, resampled
+from workbench.release.resample import interval, outcome, resampled
 
 
 def made(rows: int, seed: int, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,8 @@ def test_a_tie_is_a_tie_and_a_gain_is_a_gain() -> None:
     noise = np.random.default_rng(6).normal(size=len(p))
     same, better = p + noise * 1e-3, p + 0.2 * y
     draws = [resampled(y, scores)["auc"] for scores in (p, same, better)]
-    assert is_tie(draws[1], draws[0]) and not is_tie(draws[2], draws[0])
+    assert [outcome(draws[place], draws[0]) for place in (1, 2)] == ["tie", "better"]
+    assert outcome(draws[0], draws[2]) == "worse"
     low, high = interval(draws[2], draws[0])
     assert 0 < low < roc_auc_score(y, better) - roc_auc_score(y, p) < high
 
@@ -46,6 +47,7 @@ def test_a_tie_is_a_tie_and_a_gain_is_a_gain() -> None:
 def test_the_same_rows_give_the_same_draws_and_no_draws_give_no_interval() -> None:
     y, p = made(200, 7)
     assert resampled(y, p) == resampled(y, p)
-    assert interval([]) is None and interval([1.0], [1.0, 2.0]) is None and not is_tie([], [])
+    assert interval([]) is None and interval([1.0], [1.0, 2.0]) is None
+    assert [outcome([], [], gain) for gain in (0.01, 0.0, -0.01)] == ["better", "tie", "worse"]
     one = resampled(np.ones(50), np.linspace(0, 1, 50))["auc"]
     assert interval(one) is None  # one class only: no AUC

@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     bundle_public_keys: str = Field(
         "", description="ed25519 keys whose bundles count, comma-separated: base64, env:NAME or file:PATH"
     )
+    audited_labels: bool = Field(
+        False, description="promote only what learned from labels that passed an audit (true or false)"
+    )
     unsigned_bundles: Literal["warn", "refuse"] = Field(
         "warn", description="what becomes of bundles of this store without a signature: warn or refuse"
     )

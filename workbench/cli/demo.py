@@ -27,6 +27,7 @@ from .report import write_report
 from ..data.feed import Feed
 from ..jobs import runner
 from ..models import shelf
+from ..release.gates import mark
 
 NOTEBOOKS = ("1_features", "2_train", "3_score", "4_monitor")
 MODEL = "flights@champion"
@@ -105,8 +106,9 @@ def _model_lines(page: Page) -> list[str]:
     )
     lines += ["", f"  gates         {'passed' if verdict['passed'] else 'REFUSED'}"]
     for row in verdict["rows"]:
-        mark = "ok " if row["passed"] else "NO "
-        lines.append(f"    {mark} {row['gate']:28} {html.plain(row['value']):>10}  {row['limit']}")
+        sign = {"passed": "ok ", "not asked": " - "}.get(mark(row), "NO ")
+        value = "-" if row["value"] is None else html.plain(row["value"])
+        lines.append(f"    {sign} {row['gate']:28} {value:>10}  {row['limit']}")
     return [
         *lines,
         f"  promoted      {trained['promoted']}, the {trained['chosen']}",

@@ -1,5 +1,6 @@
 """Promotion is a decision with evidence: refused when a gate is not passed, taken back in one call.
 
+- Where the profile asks for audited labels (`audited_labels`), a model whose labels nobody audited is refused unless somebody answers for it.
 - `promote` takes a verdict, not a word: it must be about this very bundle (by digest), about the champion that stands now, on rows it was not trained on, and passed. A verdict that was edited to "passed" is read gate by gate.
 - A refused promotion is a recorded run too: it says who tried, what, and which gate held.
 - The verdict is kept as JSON with the run: why version 7 is in service can be read a year later.
@@ -11,6 +12,7 @@
 
 # %% auto #0
 __all__ = [
+    "LABELS",
     "Promotion",
     "champion",
     "promote",
@@ -54,9 +56,11 @@ from workbench.release.approval import (
     vote,
 )
 from .evidence import measure
-from .gates import Verdict, Waiver, judge
+from .gates import Verdict, Waiver, default_gates, judge
 from .people import Person, me
 from .texts import encoder_gates, measure_texts
+
+LABELS = "label_gates"
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #promotion
@@ -105,6 +109,11 @@ def _check_verdict(bundle: Bundle, verdict: Verdict, standing: Bundle | None) ->
         raise GateRefused(
             f"{bundle.ref} is refused: {'; '.join(failed) or verdict.why}", "improve it, or change the gate"
         )
+    if load_settings().audited_labels and bundle.framework != "encoder" and not _labels_hold(verdict):
+        what = f"{bundle.ref} learned from labels that nobody audited, and this profile asks for an audit"
+        raise GateRefused(
+            what, "wb.labels.audit(feed, recipe=...), or answer for it: --waive label_gates=WHY"
+        )
     if verdict.fingerprint and verdict.fingerprint == bundle.lineage.get("data"):
         what = f"{bundle.ref} was judged on the rows it was trained on"
         raise GateRefused(what, "measure and judge it on a feed it has not seen")
@@ -114,6 +123,11 @@ def _check_verdict(bundle: Bundle, verdict: Verdict, standing: Bundle | None) ->
             f"{bundle.ref} was judged against {against}, but {standing.ref} ({standing.digest[:12]}) stands"
         )
         raise GateRefused(what, "judge again, against the champion that stands now")
+
+
+def _labels_hold(verdict: Verdict) -> bool:
+    rows = [row for row in verdict.rows if row["gate"] == LABELS]
+    return any(row.get("waived") or (row["passed"] and not row.get("unasked")) for row in rows)
 
 
 def promote(
@@ -315,8 +329,9 @@ def judge_again(
     seen = {
         digest: measure(found, feed, rate=asked[digest], ledger=ledger) for digest, found in known.items()
     }
-    against = seen[standing.digest] if standing else None
-    return judge(seen[bundle.digest], baseline=seen[baseline.digest], champion=against, waivers=waivers)
+    about = {"baseline": seen[baseline.digest], "champion": seen[standing.digest] if standing else None}
+    gates = default_gates(needed=[LABELS] if load_settings().audited_labels else [])
+    return judge(seen[bundle.digest], **about, gates=gates, waivers=waivers)
 
 
 def _judge_encoder(

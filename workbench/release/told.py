@@ -22,10 +22,12 @@ __all__ = [
 
 # %% ../../notebooks/60_release/39_told.ipynb #imports
 import time
+from collections import Counter
 from typing import Any
 
 from ..base import html
 from .drawn import Node
+from .gates import mark
 from .known import Known
 from .resample import interval
 
@@ -49,11 +51,11 @@ def state_of(known: Known) -> str:
     alias = ", ".join(known.aliases) or "no alias: it answers nobody"
     if known.verdict is None:
         return f"{alias}; it was never judged"
-    failed, waived = len(known.verdict.failed), len(known.verdict.waived)
-    every = len(known.verdict.rows)
-    gates = f"{failed} gate{'s' * (failed > 1)} failed" if failed else f"all {every} gates passed"
-    if waived:
-        gates = f"{gates}, {waived} waived" if failed else f"{every - waived} gates passed, {waived} waived"
+    failed, rows = len(known.verdict.failed), known.verdict.rows
+    marks = Counter(mark(row) for row in rows)
+    gates = f"{'all ' * (marks['passed'] == len(rows))}{marks['passed']} gates passed"
+    gates = f"{failed} gate{'s' * (failed > 1)} failed" if failed else gates
+    gates += "".join(f", {marks[what]} {what}" for what in ("waived", "not asked") if marks[what])
     return f"{alias}; {gates}{_promoted(known)}"
 
 
@@ -122,8 +124,8 @@ def gate_rows(known: Known) -> list[dict[str, Any]]:
     return [
         {
             "gate": row["gate"],
-            "verdict": "passed" if row["passed"] else "waived" if row.get("waived") else "FAILED",
-            "value": "not measured" if row["value"] is None else html.plain(row["value"]),
+            "verdict": mark(row),
+            "value": _value(row),
             "limit": row["limit"],
             "how measured": row["how"],
             "waived by": row.get("waived", ""),
@@ -131,6 +133,10 @@ def gate_rows(known: Known) -> list[dict[str, Any]]:
         }
         for row in (known.verdict.rows if known.verdict else [])
     ]
+
+
+def _value(row: dict[str, Any]) -> str:
+    return "-" if row.get("unasked") else "not measured" if row["value"] is None else html.plain(row["value"])
 
 
 def data_rows(known: Known) -> list[dict[str, Any]]:
@@ -224,7 +230,7 @@ def graph_of(known: Known) -> tuple[list[Node], list[tuple[str, str]]]:
         nodes.append(Node("measure", "measured", (known.evidence.run, f"{known.evidence.rows:,} rows")))
         edges += [("this", "measure"), ("judged", "measure")]
     if known.verdict:
-        said = f"{sum(row['passed'] for row in known.verdict.rows)} of {len(known.verdict.rows)} gates passed"
+        said = f"{sum(mark(row) == 'passed' for row in known.verdict.rows)} of {len(known.verdict.rows)} gates passed"
         nodes.append(Node("verdict", "judged", (said,)))
         edges.append(("measure" if known.evidence else "this", "verdict"))
     for alias in known.aliases:

@@ -27,7 +27,7 @@ from ..data.contract import Columns
 from ..data.feed import Feed
 from ..models.bundle import Bundle
 from .evidence import Evidence, measure
-from .gates import Gate, default_gates, judge
+from .gates import BEATS, Gate, default_gates, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +106,7 @@ def speed(bundle: Bundle, columns: Columns) -> tuple[float, float]:
 # %% ../../notebooks/60_release/34_trial.ipynb #tried
 def slim_gates(**limits: float) -> list[Gate]:
     "The default gates without those that ask whether the whole model was worth it; `limits` by gate."
-    spared = ("auc_over_baseline", "pr_auc_over_baseline", "brier_over_baseline")
+    spared = ("auc_over_baseline", "pr_auc_over_baseline", "brier_over_baseline", *BEATS)
     return [gate for gate in default_gates(**limits) if gate.name not in spared]
 
 
