@@ -1,7 +1,7 @@
 """A service: requests a second, p99 at 80 % of them and CPU a request, ours beside its peers; server on one core, generator on the other.
 
 Usage: python benchmarks/serve.py [--net mlp|transformer] [--rounds 5] [--seconds 3] [--only NAME ...]
-Every service of benchmarks/servers.py in turn, so many rounds: all requests due at once on 64 connections, then 80 % of what that gave,
+Every service of benchmarks/peers.py in turn, so many rounds: all requests due at once on 64 connections, then 80 % of what that gave,
 at random moments, on 256. Ratios are of the same round. Ray's has two cores, one of them the generator's.
 The raw echo is the floor: uvicorn with an application that does nothing.
 """
@@ -13,7 +13,8 @@ import sys
 import time
 
 import numpy as np
-from servers import PEERS, Server, alone, running
+from peers import PEERS
+from servers import Server, alone, running
 
 from workbench.serve.load import arrivals, fire, summarise
 
@@ -76,7 +77,7 @@ def chosen(only: list[str]) -> list[str]:
     found = []
     for name in only:
         if PEERS[name].python is None:
-            print(f"skipped: {name}, no {PEERS[name].module} here (see benchmarks/servers.py)", flush=True)
+            print(f"skipped: {name}, no {PEERS[name].module} here (see benchmarks/peers.py)", flush=True)
         else:
             found.append(name)
     return found

@@ -7383,6 +7383,10 @@ d = {
                 "30_models/predictor.html#predictor._in_tiles",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.Predictor._measured": (
+                "30_models/predictor.html#predictor._measured",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.Predictor.scores": (
                 "30_models/predictor.html#predictor.scores",
                 "workbench/models/predictor.py",
@@ -7397,6 +7401,10 @@ d = {
             ),
             "workbench.models.predictor.Predictor.widen": (
                 "30_models/predictor.html#predictor.widen",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._even": (
+                "30_models/predictor.html#_even",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor._fill_numpy": (
@@ -7419,8 +7427,16 @@ d = {
                 "30_models/predictor.html#_moved_by_place",
                 "workbench/models/predictor.py",
             ),
-            "workbench.models.predictor._same_in": (
-                "30_models/predictor.html#_same_in",
+            "workbench.models.predictor._plans": (
+                "30_models/predictor.html#_plans",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._small_tiles": (
+                "30_models/predictor.html#_small_tiles",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._tile_s": (
+                "30_models/predictor.html#_tile_s",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor._timed": (
@@ -7429,6 +7445,10 @@ d = {
             ),
             "workbench.models.predictor._wide_blocks": (
                 "30_models/predictor.html#_wide_blocks",
+                "workbench/models/predictor.py",
+            ),
+            "workbench.models.predictor._with_rows": (
+                "30_models/predictor.html#_with_rows",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor.build": (

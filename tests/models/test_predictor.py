@@ -13,7 +13,7 @@ import toy
 
 from workbench.base.errors import BadInput, NotFound
 from workbench.models import bundle as bundles
-from workbench.models.predictor import TILE_ROWS, Predictor, check_object, torch_score
+from workbench.models.predictor import TILE_ROWS, Predictor, _plans, check_object, torch_score
 
 PARTS = {"net": toy.net_parts, "linear": toy.linear_parts}
 
@@ -152,3 +152,45 @@ def test_wide_blocks_that_round_otherwise_are_given_up(bundle: bundles.Bundle) -
     assert moved.widen() == ()  # measured
     moved._wide = (256,)  # or measured before the machine changed its mind
     assert np.array_equal(moved.scores(x), want) and moved._wide == ()
+
+
+class Deep(torch.nn.Module):
+    "Rows of tokens, and a last layer that sees one row a row."
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
+        self.place = torch.nn.Parameter(torch.randn(8, 64))
+        self.layers = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = torch.nn.Linear(64, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.layers(x.unsqueeze(2) * self.place).mean(1)).squeeze(1)
+
+
+def test_few_rows_in_small_tiles_have_the_bits_of_many() -> None:
+    recipe = SimpleNamespace(n_dense=8, sizes=[])
+    x = np.random.default_rng(5).normal(size=(70, 8)).astype(np.float32)
+    want = Predictor(recipe, torch_score(Deep().eval())).scores(x)
+    small = Predictor(recipe, torch_score(Deep().eval()))
+    assert small.tiles[-1] == TILE_ROWS and all(sum(plan) >= n for n, plan in enumerate(small._plans))
+    for rows in (*range(1, 34), 70):
+        assert small.scores(x[:rows]).tobytes() == want[:rows].tobytes(), rows
+
+
+def test_layers_that_see_four_rows_answer_as_before_and_can_be_put_back() -> None:
+    net = Deep().eval()
+    x = torch.randn(32, 8)
+    undo = torch_score(net).even()
+    with torch.inference_mode():
+        whole, few = net(x), torch.cat([net(x[i : i + 1]) for i in range(32)])
+        assert few.shape == whole.shape and torch.allclose(few, whole, atol=1e-6)
+        undo()
+        assert torch.equal(net(x), whole) and not any("forward" in vars(one) for one in net.modules())
+
+
+def test_the_tiles_for_some_rows_are_those_that_take_the_least_time_together() -> None:
+    flat, steep = _plans(dict.fromkeys((4, 8, 16, 32), 1.0)), _plans({1: 1.0, 2: 1.9, 4: 3.5, 32: 28.0})
+    assert {len(plan) for plan in flat[1:]} == {1} and flat[0] == ()
+    assert sorted(steep[5]) == [1, 4] and sorted(steep[7]) == [1, 2, 4] and sum(steep[32]) == 32

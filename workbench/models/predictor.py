@@ -2,7 +2,8 @@
 
 - Rows are scored in tiles of 32, the last one padded, on one thread: a matrix library picks its kernel by shape, so the shape never changes. A batch run and the service agree exactly, and a replayed request is comparable to the last bit.
 - Whether a row's place in the tile matters is measured when a predictor is made, not believed. Where it changes the last bits, each row gets a tile of its own: slower, still the same answer. A model that mixes rows is refused.
-- A few rows take a small tile where small tiles give the same bits, which is measured too. A net of 10 ms a row would else answer one row in the time of 32.
+- A few rows take small tiles where small tiles give the same bits, which is measured too: those that take the least time together. A net of 10 ms a row would else answer one row in the time of 32.
+- A linear layer that sees one to three rows is a product of vectors to a matrix library, with other last bits. Where that is all that keeps small tiles from giving the same bits, such layers see four rows.
 - Many rows may be scored in wide blocks, where those give the bits of tiles and save time. Both are measured on this machine (`widen`), and one tile of every call is scored both ways: should they ever differ, tiles it is again.
 - A model is named, never shipped: `module:Class` in an installed package. The name is looked up in the source first, so a name that is no model is refused before anything is imported.
 - A net returns logits and the sigmoid is applied here; a numpy model returns probabilities."""
@@ -13,6 +14,7 @@
 __all__ = [
     "TILE_ROWS",
     "SMALL_TILES",
+    "FEW",
     "WIDE_ROWS",
     "PAYS",
     "MIXES_ROWS",
@@ -41,6 +43,7 @@ from .linear import sigmoid
 
 TILE_ROWS = 32
 SMALL_TILES = (1, 2, 4, 8, 16)  # tried for fewer rows
+FEW = 4  # rows; with fewer, a matrix library multiplies by vectors, and rounds otherwise
 WIDE_ROWS = (256, 1024, 4096)  # tried for many
 PAYS = 0.95  # of the time a row takes: what saves less is not worth its memory
 MIXES_ROWS = 1e-4  # a larger move of a probability is not rounding
@@ -155,7 +158,35 @@ def torch_score(
                 torch.set_num_threads(threads)
         return sigmoid(logits.numpy())
 
+    score.even = lambda: _even(model)
     return score
+
+
+def _even(model: Any) -> Callable[[], None]:
+    "Let linear layers see FEW rows or more: below, a matrix library takes another kernel. Returns what undoes it."
+    import torch
+
+    layers = [one for one in model.modules() if type(one) is torch.nn.Linear and "forward" not in vars(one)]
+    for layer in layers:
+        layer.forward = _with_rows(layer.forward)
+
+    def undo() -> None:
+        for layer in layers:
+            del layer.forward
+
+    return undo
+
+
+def _with_rows(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def padded(x: Any) -> Any:
+        rows = x.numel() // x.shape[-1]
+        if rows >= FEW:
+            return forward(x)
+        flat = x.new_zeros(FEW, x.shape[-1])
+        flat[:rows] = x.reshape(rows, -1)
+        return forward(flat)[:rows].reshape(*x.shape[:-1], -1)
+
+    return padded
 
 
 # %% ../../notebooks/30_models/15_predictor.ipynb #measure-places
@@ -178,14 +209,32 @@ def _moved_by_place(score: Score, tile: np.ndarray) -> float:
     return float(np.max(np.abs([*np.ravel(turned), score(lone)[0] - whole[0]])))
 
 
-def _same_in(score: Score, tile: np.ndarray, rows: int) -> bool:
-    "Whether tiles of `rows` rows give the bits of a whole tile; a model may not know how to do fewer."
+def _tile_s(score: Score, tile: np.ndarray, rows: int) -> float | None:
+    "Seconds of a tile of `rows` rows that gives the bits of a whole one, else None; a model may not know how to do fewer."
     whole = np.asarray(score(tile))
+    begin = time.perf_counter()
     try:
         parts = [np.asarray(score(tile[i : i + rows])) for i in range(0, TILE_ROWS, rows)]
     except Exception:
-        return False
-    return np.array_equal(np.concatenate(parts), whole) if all(p.shape == (rows,) for p in parts) else False
+        return None
+    took_s = (time.perf_counter() - begin) * rows / TILE_ROWS
+    right = all(part.shape == (rows,) for part in parts) and np.array_equal(np.concatenate(parts), whole)
+    return took_s if right else None
+
+
+def _small_tiles(score: Score, tile: np.ndarray, sizes: Sequence[int]) -> dict[int, float]:
+    "Tiles that give the same bits, with their seconds."
+    timed = {rows: _tile_s(score, tile, rows) for rows in sizes}
+    return {rows: took_s for rows, took_s in timed.items() if took_s is not None}
+
+
+def _plans(seconds: dict[int, float]) -> list[tuple[int, ...]]:
+    "For 0 to TILE_ROWS rows, the tiles that take the least time together."
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for rows in range(1, TILE_ROWS + 1):
+        rests = [(took_s, size, best[max(0, rows - size)]) for size, took_s in seconds.items()]
+        best.append(min((took_s + rest_s, (size, *rest)) for took_s, size, (rest_s, rest) in rests))
+    return [plan for _, plan in best]
 
 
 # %% ../../notebooks/30_models/15_predictor.ipynb #measure-wide
@@ -224,16 +273,30 @@ class Predictor:
             what = f"the model mixes rows: an answer moved by {moved:.2g} with its neighbours"
             raise BadInput(what, "a row must be scored by itself (no statistics over the batch)")
         self.rows_per_tile = TILE_ROWS if moved == 0 else 1
-        self._tiles: tuple[int, ...] | None = None
+        self._tiles: dict[int, float] | None = None  # with the seconds that each takes
+        self._plans: list[tuple[int, ...]] = []
         self._wide: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> tuple[int, ...]:
         "Rows of the tiles that give the same bits, measured when first asked; the whole tile is last."
         if self._tiles is None:
-            tile, small = _made_up_rows(self.recipe), SMALL_TILES if self.rows_per_tile > 1 else ()
-            self._tiles = (*(n for n in small if _same_in(self._score, tile, n)), TILE_ROWS)
-        return self._tiles
+            self._tiles = self._measured(_made_up_rows(self.recipe))
+            self._plans = _plans(self._tiles)
+        return tuple(self._tiles)
+
+    def _measured(self, tile: np.ndarray) -> dict[int, float]:
+        small = SMALL_TILES if self.rows_per_tile > 1 else ()
+        found = _small_tiles(self._score, tile, small)
+        even = getattr(self._score, "even", None)
+        if small and even and (missing := [n for n in small if n < FEW and n not in found]):
+            undo = even()
+            more = _small_tiles(self._score, tile, missing)
+            if min(more.values(), default=np.inf) < PAYS * min(found.values(), default=np.inf):
+                found = dict(sorted((found | more).items()))
+            else:
+                undo()
+        return found | {TILE_ROWS: _tile_s(self._score, tile, TILE_ROWS) or 0.0}
 
     def __call__(
         self,
@@ -259,13 +322,16 @@ class Predictor:
 
     def _in_tiles(self, x: np.ndarray, out: np.ndarray) -> None:
         "Fill `out` [n] with the scores of `x`, tile by tile."
-        step = self.rows_per_tile
-        for start in range(0, len(x), step):
-            rows = x[start : start + step]
-            if len(rows) < TILE_ROWS:
-                size = TILE_ROWS if self._tiles is None else next(n for n in self._tiles if n >= len(rows))
-                rows = np.concatenate([rows, np.zeros((size - len(rows), x.shape[1]), dtype=np.float32)])
-            out[start : start + step] = self._score(rows)[: len(out) - start][:step]
+        at = 0
+        while at < len(x):
+            left = min(self.rows_per_tile, len(x) - at)
+            for size in self._plans[left] if self._plans else (TILE_ROWS,):
+                rows = x[at : at + min(size, left)]
+                n = len(rows)
+                if n < size:
+                    rows = np.concatenate([rows, np.zeros((size - n, x.shape[1]), dtype=np.float32)])
+                out[at : at + n] = self._score(rows)[:n]
+                at, left = at + n, left - n
 
     def widen(self) -> tuple[int, ...]:
         "Score many rows in wide blocks from now on, where those give the bits of tiles; their sizes."
