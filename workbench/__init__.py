@@ -230,6 +230,7 @@ Modules:
 - `workbench.serve.edge`: The door in front of a cluster: token, sizes and the moment of arrival, before Ray's own proxy has queued anything.
 - `workbench.serve.engine`: A bundle that answers: one row or many, in any process, with the same bits.
 - `workbench.serve.feedback`: What came out, said later, joined to what was predicted: the service's own next training set.
+- `workbench.serve.front`: HAProxy as the door of a cluster: Ray's fast way in, with a token and a moment of arrival, and nothing else open.
 - `workbench.serve.guard`: Who gets in, with how much, for how long; and every refusal says why, in JSON.
 - `workbench.serve.hybrid`: One question, several places that could answer it: who did, and why, is part of the answer.
 - `workbench.serve.inference`: The Open Inference Protocol (v2): what KServe's and Triton's clients speak, JSON or binary.

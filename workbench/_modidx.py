@@ -9697,6 +9697,23 @@ d = {
             ),
             "workbench.serve.feedback.truth": ("50_serve/feedback.html#truth", "workbench/serve/feedback.py"),
         },
+        "workbench.serve.front": {
+            "workbench.serve.front._end_with_parent": (
+                "50_serve/front.html#_end_with_parent",
+                "workbench/serve/front.py",
+            ),
+            "workbench.serve.front._refuse": ("50_serve/front.html#_refuse", "workbench/serve/front.py"),
+            "workbench.serve.front._safer": ("50_serve/front.html#_safer", "workbench/serve/front.py"),
+            "workbench.serve.front._sections": ("50_serve/front.html#_sections", "workbench/serve/front.py"),
+            "workbench.serve.front.away": ("50_serve/front.html#away", "workbench/serve/front.py"),
+            "workbench.serve.front.environment": (
+                "50_serve/front.html#environment",
+                "workbench/serve/front.py",
+            ),
+            "workbench.serve.front.hardened": ("50_serve/front.html#hardened", "workbench/serve/front.py"),
+            "workbench.serve.front.main": ("50_serve/front.html#main", "workbench/serve/front.py"),
+            "workbench.serve.front.rules": ("50_serve/front.html#rules", "workbench/serve/front.py"),
+        },
         "workbench.serve.guard": {
             "workbench.serve.guard.Guard": ("50_serve/guard.html#guard", "workbench/serve/guard.py"),
             "workbench.serve.guard.Guard.__call__": (
@@ -10215,10 +10232,7 @@ d = {
                 "50_serve/replicas.html#deployed.where",
                 "workbench/serve/replicas.py",
             ),
-            "workbench.serve.replicas._environment": (
-                "50_serve/replicas.html#_environment",
-                "workbench/serve/replicas.py",
-            ),
+            "workbench.serve.replicas._door": ("50_serve/replicas.html#_door", "workbench/serve/replicas.py"),
             "workbench.serve.replicas._free": ("50_serve/replicas.html#_free", "workbench/serve/replicas.py"),
             "workbench.serve.replicas._quiet": (
                 "50_serve/replicas.html#_quiet",

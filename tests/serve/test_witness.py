@@ -10,6 +10,7 @@ from conftest import GOOD
 from test_traffic import BROKEN, FAR, add, another, served, until
 
 from workbench.base import audit
+from workbench.base.errors import NotFound
 from workbench.base.ledger import Ledger
 from workbench.serve.canary import GUARDS, Canary, Decision
 from workbench.serve.engine import Engine
@@ -134,9 +135,12 @@ def test_another_wish_begins_with_nothing_and_an_older_one_is_not_ended(ledger: 
     witness, canary = Witness("flights", ledger), Canary("flights", 0.5)
     canary.saw(True, 0.01)
     witness.keep("canary", old.at, canary_state(canary, 2))
+    with ledger.change() as db:
+        db.execute("update traffic set at=at+3600")  # as if the clock had gone back since
     new = direct("flights", "canary", 2, share=0.3, ledger=ledger)
     assert written("flights", "canary", ledger) == []
-    with pytest.raises(Exception, match="no canary that is on"):
+    assert new.at > old.at + 3600
+    with pytest.raises(NotFound, match="no canary that is on"):
         end("flights", "canary", since=old.at, ledger=ledger)
     late, fresh = Witness("flights", ledger), Witness("flights", ledger)
     late.keep("canary", old.at, canary_state(canary, 2))  # by a process that has not heard

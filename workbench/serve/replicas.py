@@ -2,7 +2,7 @@
 
 - The engine, the app, the token, the refusals and the bits are those of the service on one machine; a replica is that service in a process of Ray's.
 - Every limit is set: requests at once and waiting, time of a request, time to drain, health checks. Ray's own defaults are no limit at all.
-- On a cluster that is started for it, `edge` is the door: token, sizes, and the moment of arrival, so that deadlines include Ray's queue. On a cluster that is joined, the replicas are the door.
+- On a cluster that is started for it, `edge` is the door, or HAProxy where the profile wants it (`serve_front = haproxy`): token, sizes, and the moment of arrival, so that deadlines include Ray's queue. On a cluster that is joined, the replicas are the door.
 - More replicas come by what callers feel, by what waits and by the calendar (`autoscale`), between `least` and `most`.
 - A promotion is noticed by every replica and swapped in between two batches. `update` replaces the replicas themselves, one after the other; what they were asked, they answer.
 - A killed replica costs its callers one retry: what it had in hand is answered 500 or 503, and asked again it goes to another.
@@ -19,10 +19,13 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..base import events, records
@@ -33,7 +36,7 @@ from ..compute.cluster import connect
 from ..models import shelf
 from ..models.approved import must_be_approved
 from . import app as here
-from . import edge, many, switch
+from . import edge, front, many, switch
 from .clients import Client, check_strength, load_clients
 from .replica import Replica, Scale, Told
 
@@ -123,12 +126,16 @@ def deployed(
     if len(told) < len(refs):
         raise BadInput(f"{', '.join(refs)} name a model twice", "name each once")
     port = _free(host, port)
-    digests = sorted(digest for one in told.values() for digest in one.clients)
+    digests = sorted({digest for one in told.values() for digest in one.clients})
     need("ray.serve", extra="ray")
     cores = int(len(refs) * scale.top * scale.cpus + 1)
-    with connect(environment=_environment(digests, hosts), cpus=cores) as cluster:
+    with (
+        _door(digests, hosts, host) as (environment, folders),
+        connect(*folders, environment=environment, cpus=cores) as cluster,
+    ):
         service = Deployed(f"http://{host}:{port}", told, scale)
-        with _serving(cluster.ours, host, port):
+        behind = "127.0.0.1" if folders and cluster.ours else host  # HAProxy listens at `host`
+        with _serving(cluster.ours, behind, port):
             try:
                 for name in told:
                     service.start(name)
@@ -146,10 +153,20 @@ def _free(host: str, port: int) -> int:
         return listening.getsockname()[1]
 
 
-def _environment(digests: list[str], hosts: frozenset[str] | None) -> dict[str, str]:
-    "Of Ray's processes: the door, and Ray's own faster ways that open no port of their own."
-    fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-    return edge.environment(sorted(set(digests)), hosts) | fast
+@contextlib.contextmanager
+def _door(
+    digests: list[str], hosts: frozenset[str] | None, host: str
+) -> Iterator[tuple[dict[str, str], list[Path]]]:
+    "The environment of Ray's processes with the door of the profile, and the folder that the door needs."
+    if load_settings().serve_front == "ray":  # Ray's own faster ways that open no port of their own
+        fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+        yield edge.environment(digests, hosts) | fast, []
+        return
+    folder = Path(tempfile.mkdtemp(prefix="wb-front-", dir="/tmp"))  # short, because sockets live in it
+    try:
+        yield front.environment(folder, digests, hosts, host), [folder]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _told(ref: str, scale: Scale, hosts: frozenset[str] | None, ledger: Ledger, run: str) -> Told:

@@ -6,7 +6,7 @@
 - A full disk does not stop the service: rows wait in memory up to `max_pending`, beyond that they are counted as lost.
 - A share of the requests can be kept instead of all (`share`): chosen by the request's id, so that what is known of a request later finds all of it or nothing.
 - What nobody may read later is not written (`redact`): those columns are null on disk, from the first byte on.
-- Old days go when the folder holds more than `keep_mb` or a day is older than `keep_days`; the day that is written never does.
+- Old days go when the folder holds more than `keep_mb` or a day is older than `keep_days`; the day that is written never does. A wall clock that jumps makes no day old.
 - Lost rows are told as they are lost, once a flush, and counted for `/metrics`: who is on call hears it before the day is over.
 - One row that cannot be written costs that request's rows, not its neighbours'."""
 
@@ -21,9 +21,11 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 from zlib import crc32
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 STALE_PART_S = 3600.0
 PIECE = 128  # entries that are made a table at once: meanwhile no other thread has a turn
+_STARTED_S = time.time() - time.monotonic()
 
 
 # %% ../../notebooks/50_serve/20_requestlog.ipynb #entry
@@ -153,12 +156,14 @@ def _tell(what: str, **fields: Any) -> None:
         events.get_logger("requestlog").error(what, **fields)
 
 
-def _write_part(folder: Path, table: "pyarrow.Table") -> None:
+def _write_part(folder: Path, table: "pyarrow.Table") -> str:
+    "Write a part; returns the name of its day."
     stamp = datetime.now(UTC)
     path = folder / f"{stamp:%Y-%m-%d}" / f"{stamp:%H%M%S}-{uuid4().hex[:8]}.parquet"
     with atomic_path(path) as part:
         write_table = need("pyarrow.parquet", extra="data").write_table
         write_table(table, part, compression="zstd", write_page_checksum=True)
+    return path.parent.name
 
 
 def _remove_stale(folder: Path) -> None:
@@ -167,13 +172,22 @@ def _remove_stale(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _rotate(folder: Path, keep_mb: float, keep_days: float) -> None:
-    "Remove the oldest days beyond the limits (0: none); never the newest."
+def _rotate(
+    folder: Path,
+    keep_mb: float,  # 0: no limit
+    keep_days: float,  # 0: for ever
+    own: Mapping[str, float] = MappingProxyType({}),  # when this process last wrote to a day, monotonic
+) -> None:
+    "Remove the oldest days beyond the limits; never the newest, nor the one that is written, whatever it is called."
     days = sorted(day for day in folder.glob("????-??-??") if day.is_dir())
     sizes = [sum(part.stat().st_size for part in day.glob("*.parquet")) / 1e6 for day in days]
-    oldest = f"{datetime.fromtimestamp(time.time() - keep_days * 86_400, UTC):%Y-%m-%d}" if keep_days else ""
+    today_s = _STARTED_S + time.monotonic()  # a clock that jumps by a year makes no day old
+    oldest = f"{datetime.fromtimestamp(today_s - keep_days * 86_400, UTC):%Y-%m-%d}" if keep_days else ""
+    fresh = {name for name, at_s in own.items() if time.monotonic() - at_s < keep_days * 86_400}
+    last = max(own, key=lambda name: own[name], default="")
     for at, day in enumerate(days[:-1]):
-        if day.name < oldest or (keep_mb and sum(sizes[at:]) > keep_mb):
+        old = day.name < oldest and day.name not in fresh
+        if day.name != last and (old or (keep_mb and sum(sizes[at:]) > keep_mb)):
             shutil.rmtree(day, ignore_errors=True)
 
 
@@ -207,6 +221,7 @@ class RequestLog:
             (keep_mb, keep_days),
         )
         self._told = 0  # lost rows that were told of
+        self.days: dict[str, float] = {}  # written by this process: when, on the monotonic clock
         self.name, self.run, self.flush_rows, self.flush_s = name, run, flush_rows, flush_s
         self.folder = (store or Store()).path(folder, name)
         self.schema, self.pending = arrow_schema(contract, outcomes), Pending(max_pending)
@@ -259,7 +274,7 @@ class RequestLog:
             self._due.wait(self.flush_s)
             self._due.clear()
             with contextlib.suppress(OSError):
-                _rotate(self.folder, *self._keep)
+                _rotate(self.folder, *self._keep, self.days)
             if not self.flush():
                 self._closing.wait(self.flush_s)  # do not hammer a full disk
 
@@ -274,7 +289,8 @@ def _settle(log: RequestLog, entries: list[Entry]) -> bool:
     try:
         pieces = [entries[at : at + PIECE] for at in range(0, len(entries), PIECE)]
         tables = [to_table(piece, log.schema, log.name, log.run) for piece in pieces]
-        _write_part(log.folder, need("pyarrow", extra="data").concat_tables(tables))
+        day = _write_part(log.folder, need("pyarrow", extra="data").concat_tables(tables))
+        log.days[day] = time.monotonic()
     except OSError as error:
         log.pending.put_back(entries)
         _tell("cannot write, will retry", error=str(error), waiting=log.pending.rows)

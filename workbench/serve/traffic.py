@@ -99,7 +99,9 @@ def direct(
     if mode not in _ALIASES or not 0 < share <= (1 if mode == "shadow" else 0.9):
         raise BadInput(f"{mode} of share {share}", "a shadow of 0 to 1, or a canary of 0 to 0.9")
     number = _version(shelf, name, mode, str(version))
-    wanted = Directed(name, mode, number, share, "on", "", user or getpass.getuser(), time.time())
+    before = directed(name, shelf.ledger).get(mode)
+    at = max(time.time(), before.at + 1e-3 if before else 0)  # a name; the clock may have gone back
+    wanted = Directed(name, mode, number, share, "on", "", user or getpass.getuser(), at)
     _prepare(shelf.ledger)
     with shelf.ledger.change() as db:
         _enter(db, wanted, mode)
@@ -281,10 +283,8 @@ class Traffic:
             [mine[mode][1], *others.get(mode, ())] if mode in mine else [] for mode in ("shadow", "canary")
         )
         report = witness.add_shadows(shadow).to_json() if shadow else None
-        return {
-            "shadow": report,
-            "canary": witness.add_canaries(self.engine.name, canary) if canary else None,
-        }
+        known = witness.add_canaries(self.engine.name, canary) if canary else None
+        return {"shadow": report, "canary": known}
 
     async def _follow(self) -> None:
         written_s = 0.0
@@ -303,11 +303,8 @@ class Traffic:
         await self._tell_verdict()
         wanted = await asyncio.to_thread(directed, self.engine.name, self.ledger)
         shadow, canary = wanted.get("shadow"), wanted.get("canary")
-        before, moved = (
-            self._wanted,
-            self.shadow is not None and self.shadow.champion[1] != self.engine.bundle.digest,
-        )
-        changed = [shadow != before.get("shadow") or moved, canary != before.get("canary")]
+        moved = self.shadow is not None and self.shadow.champion[1] != self.engine.bundle.digest
+        changed = [shadow != self._wanted.get("shadow") or moved, canary != self._wanted.get("canary")]
         if any(changed):  # what was seen until now
             await asyncio.to_thread(self._write, self._states())
         if changed[0]:
