@@ -1,7 +1,7 @@
 """Ten times the load that a service can bear, for a minute, beside the honest peer: what is still answered in time, what excess hears, and what is left afterwards.
 
-The peer is FastAPI with a batcher and `uvicorn --limit-concurrency 64`. Each request comes on a connection of its own, as from many clients
-(that flag counts connections). In turn, --rounds times: what it can bear (as fast as it can, then at random moments at that rate), the spike,
+The peer is FastAPI with a batcher and `uvicorn --limit-concurrency 64`. Clients open a connection when none of theirs is free (that flag counts connections),
+and close it when they are told to. In turn, --rounds times: what it can bear (as fast as it can, then at random moments at that rate), the spike,
 and half of that afterwards. An answer is good within 1 s of being due. One core each for server and generator; a transformer of some 10 ms a row.
 Usage: python benchmarks/overload.py [--rounds 3] [--seconds 60] [--times 10] [--net transformer]
 """
@@ -26,7 +26,7 @@ GOOD_S = 1.0  # the deadline of a request that names none
 def asked(server: Server, rate: float, seconds: float, seed: int) -> Fired:
     "Requests at random moments, no two of the same row."
     due = arrivals(rate, seconds, seed=seed)
-    return fire(server.target, server.requests(len(due), seed), due, connections=512, timeout_s=3.0, fresh=True)  # fmt: skip
+    return fire(server.target, server.requests(len(due), seed), due, connections=512, timeout_s=3.0, pooled=True)  # fmt: skip
 
 
 def comes_back(server: Server, ended: threading.Event, found: list[str]) -> None:

@@ -27,7 +27,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.place, self.out = nn.Parameter(torch.randn(30, 256)), nn.Linear(256, 1)
         layer = nn.TransformerEncoderLayer(256, 8, 1024, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 9, enable_nested_tensor=False)
     def forward(self, x): return self.out(self.layers(x.unsqueeze(2) * self.place).mean(1)).squeeze(1)
 def net():
     torch.set_num_threads(1); torch.manual_seed(0)

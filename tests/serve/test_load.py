@@ -98,12 +98,12 @@ def test_the_verb_prints_the_curve(service: Service, monkeypatch: pytest.MonkeyP
     assert Path(service.project).exists()
 
 
-def test_each_request_may_come_as_from_a_client_of_its_own(service: Service) -> None:
+def test_a_pool_opens_connections_as_they_are_needed(service: Service) -> None:
     target = Target.of(f"http://127.0.0.1:{service.port}", TOKEN)
-    fired = fire(target, [target.request(GOOD)], np.linspace(0, 0.3, 60), connections=8, fresh=True)
+    fired = fire(target, [target.request(GOOD)], np.linspace(0, 0.3, 60), connections=8, pooled=True)
     assert fired.status.tolist() == [200] * 60 and (fired.done_s >= fired.due_s).all()
     nobody = Target.of("http://127.0.0.1:1", TOKEN)
-    assert fire(nobody, [b"x"], np.zeros(3), fresh=True, timeout_s=0.5).status.tolist() == [0, 0, 0]
+    assert fire(nobody, [b"x"], np.zeros(3), pooled=True, timeout_s=0.5).status.tolist() == [0, 0, 0]
 
 
 def test_an_answer_in_chunks_is_waited_for_to_its_end(service: Service) -> None:

@@ -128,10 +128,11 @@ def _is_here(host: str) -> bool:
 class _Line:
     "One connection: at most one request on it."
 
-    __slots__ = ("chunked", "due", "got", "index", "sock", "want")
+    __slots__ = ("chunked", "closes", "due", "got", "index", "sock", "want")
 
     def __init__(self, target: Target, index: int) -> None:
-        self.index, self.due, self.got, self.want, self.chunked = index, -1, b"", 0, False
+        self.index, self.due, self.got, self.want = index, -1, b"", 0
+        self.chunked = self.closes = False
         try:
             self.sock = socket.create_connection((target.host, target.port), timeout=5)
         except OSError as error:
@@ -159,6 +160,7 @@ class _Line:
             at = head.find(b"content-length:")
             size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             self.want = end + 4 + size
+            self.closes = b"\nconnection: close" in head
             self.chunked = at < 0 and b"\ntransfer-encoding: chunked" in head
         whole = self.got.endswith(b"0\r\n\r\n") if self.chunked else len(self.got) >= self.want
         return int(self.got[9:12]) if whole else None
@@ -175,9 +177,9 @@ class Fired(NamedTuple):
 
 class _Gun:
     def __init__(
-        self, target: Target, requests: Sequence[bytes], due: np.ndarray, timeout_s: float, fresh: int = 0
+        self, target: Target, requests: Sequence[bytes], due: np.ndarray, timeout_s: float, pool: int = 0
     ) -> None:
-        self.fresh, self.opened = fresh, 0  # most lines at once, where each request has its own
+        self.pool, self.opened = pool, 0  # most lines at once, where they are opened one by one
         self.target, self.requests, self.due, self.timeout_s = target, requests, due, timeout_s
         self.done, self.status = np.full(len(due), np.nan), np.zeros(len(due), np.int32)
         self.waiting: deque[int] = deque()
@@ -211,13 +213,13 @@ class _Gun:
         self.selector.unregister(line.sock)
         line.sock.close()
         self.busy.pop(line.index, None)
-        if not self.fresh and (other := self.begun(line.index)):
+        if not self.pool and (other := self.begun(line.index)):
             self.idle.append(other)
 
     def finish(self, line: _Line, status: int, at_s: float) -> None:
         self.done[line.due], self.status[line.due] = at_s, status
         self.left -= 1
-        if self.fresh:
+        if self.pool and line.closes:
             return self.renew(line)
         del self.busy[line.index]
         self.idle.append(line)
@@ -228,13 +230,13 @@ class _Gun:
 
     def send(self, at_s: float) -> None:
         "Ask what is due, as far as lines are free."
-        while self.waiting and (self.idle or len(self.busy) < self.fresh):
+        while self.waiting and (self.idle or len(self.busy) < self.pool):
             number = self.waiting.popleft()
             if at_s - self.due[number] > self.timeout_s:
                 self.lose(number)
                 continue
-            self.opened += 1
-            line = self.begun(-self.opened) if self.fresh else self.idle.pop()
+            self.opened += 1  # a number for the next line, if one is opened
+            line = self.idle.pop() if self.idle else self.begun(self.opened)
             if line is None:
                 self.lose(number)
                 continue
@@ -275,17 +277,17 @@ def fire(
     *,
     connections: int = 256,
     timeout_s: float = 3.0,  # after it was due, an answer is not waited for any more
-    fresh: bool = False,  # each request comes on a connection of its own, as from many clients
+    pooled: bool = False,  # a connection is opened when none is free, and not before, as a client's pool does
 ) -> Fired:
     "Send every request when it is due, whatever became of those before it."
     if not 1 <= connections <= MAX_CONNECTIONS or not requests:
         shown = f"{connections} connections, {len(requests)} requests"
         raise BadInput(shown, f"1 to {MAX_CONNECTIONS}, and rows")
-    gun = _Gun(target, requests, due, timeout_s, connections if fresh else 0)
+    gun = _Gun(target, requests, due, timeout_s, connections if pooled else 0)
     try:
-        gun.open(0 if fresh else min(connections, len(due)))
+        gun.open(0 if pooled else min(connections, len(due)))
         begin, following, looked = time.perf_counter(), 0, 0.0
-        while gun.left and (gun.idle or gun.busy or fresh):
+        while gun.left and (gun.idle or gun.busy or pooled):
             at_s = time.perf_counter() - begin
             ready = int(np.searchsorted(due, at_s, "right")) if following < len(due) else following
             gun.waiting.extend(range(following, ready))
