@@ -129,7 +129,7 @@ class Jumping:
             time.sleep(0.02)
 
 
-@pytest.fixture(params=["python", "all"])
+@pytest.fixture(params=[pytest.param("python", marks=pytest.mark.slow), "all"])
 def jumping(
     request: pytest.FixtureRequest, tmp_path: Path, module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Jumping]:
@@ -191,10 +191,24 @@ def test_deadlines_cache_rates_and_the_log_outlive_a_jump(jumping: Jumping) -> N
     now = counted(service)
     assert now["run"] - before["run"] == 4 and now["hit"] - before["hit"] == 8, "what is cached stays"
     assert not now["shed"] and not now["expired"]
-    late = service.ask(body={"row": {**GOOD, "distance": 5000.0}}, **{"x-deadline-ms": "50"})
-    assert late[0] == 503 and late[1]["detail"][0]["type"] == "overloaded", "and what is late is late"
+    assert late(service) == 503, "and what is late is late"
     assert old.exists(), "a day that is not old is not taken for one"
     assert service.stop(15) in (0, -15)
+
+
+def late(service: Service) -> int:
+    "Status of a request that waits behind a slow one for longer than it may."
+    status = 0
+    for number in range(10):  # until it comes while the other is scored
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(service.ask, "/predict", {"row": {**GOOD, "distance": 5000.0 + number}})
+            time.sleep(0.1)
+            quick = {"row": {**GOOD, "seats": 10 + number}}
+            status = service.ask("/predict", quick, **{"x-deadline-ms": "100"})[0]
+            slow.result()
+        if status == 503:
+            break
+    return status
 
 
 def logged(store: Store) -> int:
