@@ -10315,6 +10315,10 @@ d = {
                 "50_serve/requestlog.html#requestlog.flush",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog.RequestLog.schema": (
+                "50_serve/requestlog.html#requestlog.schema",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._dated": (
                 "50_serve/requestlog.html#_dated",
                 "workbench/serve/requestlog.py",

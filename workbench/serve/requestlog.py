@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -224,7 +225,7 @@ class RequestLog:
         self.days: dict[str, float] = {}  # written by this process: when, on the monotonic clock
         self.name, self.run, self.flush_rows, self.flush_s = name, run, flush_rows, flush_s
         self.folder = (store or Store()).path(folder, name)
-        self.schema, self.pending = arrow_schema(contract, outcomes), Pending(max_pending)
+        self._contract, self._outcomes, self.pending = contract, outcomes, Pending(max_pending)
         _remove_stale(self.folder)
         self._due, self._closing, self._writing = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
@@ -248,6 +249,11 @@ class RequestLog:
             >= self.flush_rows
         ):
             self._due.set()
+
+    @cached_property
+    def schema(self) -> "pyarrow.Schema":
+        "Of every part; Arrow is loaded when the first one is written."
+        return arrow_schema(self._contract, self._outcomes)
 
     def flush(self) -> bool:
         "Write what waits, now; False when the disk refused and rows wait for the next try."
