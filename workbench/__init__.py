@@ -180,6 +180,7 @@ Modules:
 - `workbench.models.edge`: A bundle as one ONNX graph, from the contract's columns to the probability, that counts only once it gives the bundle's answers.
 - `workbench.models.encoder`: Sentences in, vectors out: an open model in the Hugging Face layout, read as data.
 - `workbench.models.folder`: What may lie in a bundle's folder, and how a file of it is read: plain, listed, as long and with the bytes that were promised.
+- `workbench.models.forms`: The forms an open encoder can have in a bundle: as published, in fewer bits, or as a graph.
 - `workbench.models.graph`: From the contract's columns to the probability, drawn as one ONNX graph: the project's own features included.
 - `workbench.models.linear`: The smallest model that may win: a logistic regression that answers in numpy alone.
 - `workbench.models.onnxmodel`: A graph as a bundle's model: its bytes are the weights, and numbers of eight or four bits stand where float32 stood.
@@ -198,6 +199,7 @@ Modules:
 - `workbench.release.card`: One page about a model that a product manager can read: what it is for, how well, for whom, on which rows, what it costs, who said yes.
 - `workbench.release.door`: Requests for approval over HTTP: for people whom a proxy has signed in, or who bring their own token.
 - `workbench.release.drawn`: Four small pictures of a model in plain SVG: no library, real text, the same words for those who do not see them.
+- `workbench.release.encoders`: The same one call for an open encoder: every form of it written, opened again, timed in turn and judged by its vectors; what passes is kept as a child.
 - `workbench.release.evidence`: What a bundle does, measured on the bundle: how well, for whom, how fast, how large, and whether the service agrees with the batch.
 - `workbench.release.gates`: A measurement with a limit and a reason; a verdict is what they say together.
 - `workbench.release.known`: All that is known of a version, put together from its bundle and the records.

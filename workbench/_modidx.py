@@ -6930,6 +6930,10 @@ d = {
                 "30_models/bundle.html#bundle.encoder",
                 "workbench/models/bundle.py",
             ),
+            "workbench.models.bundle.Bundle.form": (
+                "30_models/bundle.html#bundle.form",
+                "workbench/models/bundle.py",
+            ),
             "workbench.models.bundle.Bundle.framework": (
                 "30_models/bundle.html#bundle.framework",
                 "workbench/models/bundle.py",
@@ -7126,6 +7130,10 @@ d = {
                 "workbench/models/encoder.py",
             ),
             "workbench.models.encoder.fill": ("30_models/encoder.html#fill", "workbench/models/encoder.py"),
+            "workbench.models.encoder.framed": (
+                "30_models/encoder.html#framed",
+                "workbench/models/encoder.py",
+            ),
             "workbench.models.encoder.load": ("30_models/encoder.html#load", "workbench/models/encoder.py"),
             "workbench.models.encoder.read_shape": (
                 "30_models/encoder.html#read_shape",
@@ -7166,6 +7174,29 @@ d = {
                 "30_models/folder.html#write_weights",
                 "workbench/models/folder.py",
             ),
+        },
+        "workbench.models.forms": {
+            "workbench.models.forms._Product": ("30_models/forms.html#_product", "workbench/models/forms.py"),
+            "workbench.models.forms._Product.__init__": (
+                "30_models/forms.html#_product.__init__",
+                "workbench/models/forms.py",
+            ),
+            "workbench.models.forms._Product.forward": (
+                "30_models/forms.html#_product.forward",
+                "workbench/models/forms.py",
+            ),
+            "workbench.models.forms._matrices": (
+                "30_models/forms.html#_matrices",
+                "workbench/models/forms.py",
+            ),
+            "workbench.models.forms._quiet": ("30_models/forms.html#_quiet", "workbench/models/forms.py"),
+            "workbench.models.forms.compiled": ("30_models/forms.html#compiled", "workbench/models/forms.py"),
+            "workbench.models.forms.drawn": ("30_models/forms.html#drawn", "workbench/models/forms.py"),
+            "workbench.models.forms.in_int8": ("30_models/forms.html#in_int8", "workbench/models/forms.py"),
+            "workbench.models.forms.opened": ("30_models/forms.html#opened", "workbench/models/forms.py"),
+            "workbench.models.forms.products": ("30_models/forms.html#products", "workbench/models/forms.py"),
+            "workbench.models.forms.session": ("30_models/forms.html#session", "workbench/models/forms.py"),
+            "workbench.models.forms.weights": ("30_models/forms.html#weights", "workbench/models/forms.py"),
         },
         "workbench.models.graph": {
             "workbench.models.graph.Preprocessing": (
@@ -8229,6 +8260,84 @@ d = {
             "workbench.release.drawn.moved": ("60_release/drawn.html#moved", "workbench/release/drawn.py"),
             "workbench.release.drawn.slices": ("60_release/drawn.html#slices", "workbench/release/drawn.py"),
         },
+        "workbench.release.encoders": {
+            "workbench.release.encoders.FormTrial": (
+                "60_release/encoders.html#formtrial",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.FormTrial.__str__": (
+                "60_release/encoders.html#formtrial.__str__",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.FormTrial.measured": (
+                "60_release/encoders.html#formtrial.measured",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.FormTrial.to_json": (
+                "60_release/encoders.html#formtrial.to_json",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.SlimmedEncoder": (
+                "60_release/encoders.html#slimmedencoder",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.SlimmedEncoder.__str__": (
+                "60_release/encoders.html#slimmedencoder.__str__",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.SlimmedEncoder._repr_html_": (
+                "60_release/encoders.html#slimmedencoder._repr_html_",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.SlimmedEncoder.best": (
+                "60_release/encoders.html#slimmedencoder.best",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.SlimmedEncoder.rows": (
+                "60_release/encoders.html#slimmedencoder.rows",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._Work": (
+                "60_release/encoders.html#_work",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._Work.__init__": (
+                "60_release/encoders.html#_work.__init__",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._Work._attempt": (
+                "60_release/encoders.html#_work._attempt",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._Work._trial": (
+                "60_release/encoders.html#_work._trial",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._Work.attempt": (
+                "60_release/encoders.html#_work.attempt",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._compile": (
+                "60_release/encoders.html#_compile",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._in_turn": (
+                "60_release/encoders.html#_in_turn",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders._timed": (
+                "60_release/encoders.html#_timed",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.in_turn": (
+                "60_release/encoders.html#in_turn",
+                "workbench/release/encoders.py",
+            ),
+            "workbench.release.encoders.slim_encoder": (
+                "60_release/encoders.html#slim_encoder",
+                "workbench/release/encoders.py",
+            ),
+        },
         "workbench.release.evidence": {
             "workbench.release.evidence.Evidence": (
                 "60_release/evidence.html#evidence",
@@ -8974,6 +9083,10 @@ d = {
                 "workbench/release/trial.py",
             ),
             "workbench.release.trial._best": ("60_release/trial.html#_best", "workbench/release/trial.py"),
+            "workbench.release.trial.aligned": (
+                "60_release/trial.html#aligned",
+                "workbench/release/trial.py",
+            ),
             "workbench.release.trial.front": ("60_release/trial.html#front", "workbench/release/trial.py"),
             "workbench.release.trial.memory_mb": (
                 "60_release/trial.html#memory_mb",

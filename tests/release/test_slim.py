@@ -52,7 +52,9 @@ def test_a_place_takes_what_passed() -> None:
 
 
 @pytest.mark.slow  # draws graphs and starts processes to see their memory
-def test_a_regression_goes_to_onnxruntime_and_is_kept_as_a_child(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_regression_goes_to_onnxruntime_and_is_kept_as_a_child(
+    tmp_path: Path, ledger: Ledger, fresh
+) -> None:
     parent = Shelf(ledger).add("delays", **toy.linear_parts())
     found = slim(parent, feed(tmp_path, 1), ledger=ledger)
     named = {t.name: t for t in found.trials}
@@ -67,7 +69,7 @@ def test_a_regression_goes_to_onnxruntime_and_is_kept_as_a_child(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of torch
-def test_a_net_is_tried_in_every_way_and_a_budget_refuses(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_net_is_tried_in_every_way_and_a_budget_refuses(tmp_path: Path, ledger: Ledger, fresh) -> None:
     from workbench.train.fit import fit
 
     rows, seen = feed(tmp_path, 1), feed(tmp_path, 2, 8000)

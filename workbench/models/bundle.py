@@ -22,7 +22,6 @@ __all__ = [
     "PROBES",
     "ENCODER",
     "SENTENCES",
-    "MOVED",
     "Bundle",
     "plain",
     "save",
@@ -68,7 +67,6 @@ _KEYS = {
 PROBES = "probes"  # optional: bundles of before have none
 ENCODER = "workbench.models.encoder:Encoder"
 SENTENCES = ("the flight from Boston was late", "rain", "an engine idles on the apron", "42 of 7!")
-MOVED = 1e-4  # of a vector of length 1, by another processor or library
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +115,11 @@ class Bundle:
     def framework(self) -> str:
         "torch, numpy or encoder."
         return self.meta["framework"]
+
+    @property
+    def form(self) -> str:
+        "Of an encoder: float32 as published, or one of `forms.FORMS`."
+        return str(self.meta["config"].get("form", "float32"))
 
     @property
     def size_bytes(self) -> int:
@@ -176,12 +179,13 @@ class Bundle:
         "The encoder, built and ready; its files and a few vectors are checked again."
         if self.framework != "encoder":
             raise BadInput(f"{self.ref} is no encoder", "load(...).predictor() scores rows")
-        room = need("workbench.models.encoder", extra="text")
+        forms = need("workbench.models.forms", extra="text")
         for name, wanted in self.meta["files"].items():
             files.check(self.path / name, wanted)
-        made = room.load(self.path, **({"dtype": dtype} if dtype else {}))
-        if dtype is None:
-            _compare_vectors(self.meta[PROBES], made, self.ref)
+        if dtype is not None and self.form == "float32":
+            return forms.rooms.load(self.path, dtype)
+        made = forms.opened(self.path, self.form)
+        _compare_vectors(self.meta[PROBES], made, self.ref, forms.MOVED[self.form])
         return made
 
     def __str__(self) -> str:
@@ -296,39 +300,42 @@ def save_encoder(
     folder: Path,  # must not exist
     source: Path | str,  # a folder in the Hugging Face layout
     *,
+    form: str = "float32",  # as published, or one of `forms.FORMS`
+    weights: bytes = b"",  # of model.safetensors in that form; the source's own when empty
     metrics: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
     keys: Keys | None = None,
 ) -> Bundle:
     "An open encoder as a bundle, its code never run; `BadInput` or `NotFound` for what is not built here."
-    room, source = need("workbench.models.encoder", extra="text"), Path(source)
-    made, keys = room.load(source), keys or keys_of()
+    forms, source = need("workbench.models.forms", extra="text"), Path(source)
+    made, keys = forms.rooms.load(source), keys or keys_of()
     texts = Contract("texts", {"text": Column("str", about="a sentence")})
-    config = {"width": made.width, "limit": made.limit}
+    config = {"width": made.width, "limit": made.limit} | ({"form": form} if form != "float32" else {})
     named = {"licence": found} if (found := files.licence_in(source)) else {}
     meta = _meta(ENCODER, config, "encoder", texts.to_json(), {}, metrics, {**named, **(lineage or {})})
-    shards = [path.name for path in room.weight_files(source)]
+    shards = [SINGLE] if weights else [path.name for path in forms.rooms.weight_files(source)]
     names = [
         name for name in (*LAYOUT, *([INDEX] if shards != [SINGLE] else [])) if (source / name).is_file()
     ]
     with atomic_folder(Path(folder)) as part:
         for name in (*names, *shards):
-            meta["files"][name] = files.write(part / name, (source / name).read_bytes())
-        vectors = room.load(part).encode(list(SENTENCES))[:, :8]
+            data = weights if weights and name == SINGLE else (source / name).read_bytes()
+            meta["files"][name] = files.write(part / name, data)
+        vectors = forms.opened(part, form).encode(list(SENTENCES))[:, :8]
         meta[PROBES] = {"rows": {"text": list(SENTENCES)}, "scores": vectors.ravel().tolist(), "code": {}}
         sign(part, _seal(part, _encode(meta)), keys)
         load(part, keys=keys).encoder()
     return load(folder, keys=keys)
 
 
-def _compare_vectors(probes: dict[str, Any], made: "Encoder", ref: str) -> None:
+def _compare_vectors(probes: dict[str, Any], made: "Encoder", ref: str, limit: float) -> None:
     "Raise `BadInput` unless the kept sentences get the vectors they got."
     try:
         found = made.encode(probes["rows"]["text"])[:, :8].ravel()
         moved = float(np.max(np.abs(found - np.array(probes["scores"], dtype=np.float32))))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"the vectors kept in {ref} cannot be compared: {error!r}", "save it again") from None
-    if not moved <= MOVED:
+    if not moved <= limit:
         what = f"{ref} does not answer as it did when it was saved: a vector moved by {moved:.2g}"
         raise BadInput(what, "is the package the version it was saved with?")
 

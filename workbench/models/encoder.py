@@ -20,6 +20,7 @@ __all__ = [
     "fill",
     "Encoder",
     "embed_with",
+    "framed",
     "load",
 ]
 
@@ -318,25 +319,30 @@ def embed_with(net: Callable[[Tensor, Tensor], Tensor]) -> Embed:
     return embed
 
 
+def framed(folder: Path, embed: Embed, net: Bert | None = None) -> Encoder:
+    "An encoder with a folder's tokenizer and sizes around what computes."
+    shape = read_shape(folder)
+    asked = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    limit = min(asked if isinstance(asked, int) and asked > 2 else 2**31, shape.max_position_embeddings)
+    tokenizer, pad = _tokenizer(folder, limit)
+    if tokenizer.get_vocab_size() > shape.vocab_size:
+        what = f"the tokenizer knows {tokenizer.get_vocab_size()} tokens, the net {shape.vocab_size}"
+        raise BadInput(what, "are they of the same model?")
+    return Encoder(tokenizer, embed, shape.hidden_size, limit, pad, net)
+
+
 def load(
     folder: Path | str,
     dtype: torch.dtype = torch.float32,  # or bfloat16: twice as fast where the processor has it
 ) -> Encoder:
     "An encoder from a folder in the Hugging Face layout; raises `NotFound` or `BadInput` with the reason."
     folder = Path(folder)
-    shape = read_shape(folder)
-    asked = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
-    limit = min(asked if isinstance(asked, int) and asked > 2 else 2**31, shape.max_position_embeddings)
     with torch.device("meta"):
-        net = Bert(shape)
+        net = Bert(read_shape(folder))
     files = weight_files(folder)
     wanted, there = sum(p.numel() for p in net.parameters()), sum(path.stat().st_size for path in files)
     if wanted > there:  # said before any memory is taken
         what = f"{folder / 'config.json'} asks for {wanted:,} numbers, the weights have {there:,} bytes"
         raise BadInput(what, "are they of the same model?")
     net = fill(net.to_empty(device="cpu"), files, dtype)
-    tokenizer, pad = _tokenizer(folder, limit)
-    if tokenizer.get_vocab_size() > shape.vocab_size:
-        what = f"the tokenizer knows {tokenizer.get_vocab_size()} tokens, the net {shape.vocab_size}"
-        raise BadInput(what, "are they of the same model?")
-    return Encoder(tokenizer, embed_with(net), shape.hidden_size, limit, pad, net)
+    return framed(folder, embed_with(net), net)
