@@ -3506,6 +3506,12 @@ d = {
                 "20_data/recipe.html#recipe.width",
                 "workbench/data/recipe.py",
             ),
+            "workbench.data.recipe._Codes": ("20_data/recipe.html#_codes", "workbench/data/recipe.py"),
+            "workbench.data.recipe._Codes.__missing__": (
+                "20_data/recipe.html#_codes.__missing__",
+                "workbench/data/recipe.py",
+            ),
+            "workbench.data.recipe._coded": ("20_data/recipe.html#_coded", "workbench/data/recipe.py"),
             "workbench.data.recipe._fit_number": (
                 "20_data/recipe.html#_fit_number",
                 "workbench/data/recipe.py",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from workbench.base.errors import BadInput, NotFound
 from workbench.base.objects import load_object
 from workbench.data.contract import Columns
-from workbench.data.recipe import LIMIT, Recipe
+from workbench.data.recipe import LIMIT, Recipe, _coded, _texts
 
 
 def _features(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -249,3 +249,20 @@ def test_what_is_no_columns_is_named(columns: Any) -> None:
     for verb in (RECIPE.fit, fitted.encode, fitted.labels):
         with pytest.raises(BadInput, match="columns is"):
             verb(columns)
+
+
+@pytest.mark.parametrize("rows", [3, 500])
+def test_a_code_is_found_whatever_kind_of_array_holds_the_category(rows: int) -> None:
+    kinds = {
+        "text": np.array(["AA", None, "5", "zz", 5, True] * rows, dtype=object),
+        "whole": np.array([5, 7, 5, -1, 12, 0] * rows),
+        "half": np.array([5.0, np.nan, 0.5, np.inf, 7.0, -0.0] * rows),
+        "flag": np.array([True, False, True, True, False, True] * rows),
+        "fixed": np.array(["AA", "zz", "5", "", "5", "AA"] * rows),
+    }
+    names = tuple(kinds)
+    words = {"categorical": {name: ["0", "0.5", "1", "5", "AA", "True"] for name in names}, "numeric": {}}
+    recipe = Recipe("a:b", "a:c", (), names, stats={"inputs": list(names), **words})
+    for name, values in kinds.items():
+        want = [recipe._codes[name].get(text, 0) for text in _texts(name, values)]
+        assert _coded(name, values, recipe._codes[name]).tolist() == want, name

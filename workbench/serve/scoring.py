@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import need
 from ..base.store import sha256_bytes, sha256_file
+from ..data.column import Columns
 from ..data.contract import Contract
 from ..data.part import Part
 from ..data.rule import polars_type
@@ -102,6 +103,7 @@ class Rows:
     rows: int  # that the filter keeps
     accepted: "polars.DataFrame"
     refused: "polars.DataFrame | None"
+    columns: "Columns | None" = None  # the accepted rows, as features take them
     cpu_s: float = 0.0
 
 
@@ -140,12 +142,13 @@ class Scorer:
         none = need("polars", extra="data").DataFrame(schema=types)
         accepted = concat([one.accepted for one in found if one.accepted is not None]) if found else none
         kept = concat(refused, how="vertical_relaxed") if refused else None
-        return Rows(unit, sum(one.rows for one in found), accepted, kept, time.thread_time() - begun)
+        columns = self.contract.parse_frame(accepted) if accepted.height else None
+        return Rows(unit, sum(one.rows for one in found), accepted, kept, columns, time.thread_time() - begun)
 
     def score(self, given: Rows) -> Scored:
         "Key columns, `prediction`, `model` of the accepted rows."
         pl, begun, frame = need("polars", extra="data"), time.thread_time(), given.accepted
-        predictions = self.predictor(self.contract.parse_frame(frame)) if frame.height else []
+        predictions = [] if given.columns is None else self.predictor(given.columns)
         answers = [
             pl.Series("prediction", predictions, dtype=pl.Float32),
             pl.Series("model", [self.bundle.ref], dtype=pl.String).new_from_index(0, frame.height),
