@@ -95,8 +95,9 @@ def _begin(name: str, net: str, folder: Path, port: int, extra: dict[str, str]) 
     if name == "BentoML":
         command = [peer.python, "-m", "bentoml", "serve", "service:Net", "--port", str(port), "--host", "127.0.0.1"]  # fmt: skip
     log = (where / "log.txt").open("wb")
-    cwd = folder if name.startswith("workbench") else where
-    command[1:2] = [str(where / "service.py")] if name.startswith("workbench") else command[1:2]
+    ours = peer.module == "workbench"
+    cwd = folder if ours else where
+    command[1:2] = [str(where / "service.py")] if ours else command[1:2]
     return subprocess.Popen(
         ["taskset", "-c", peer.cores, *command],
         env=os.environ | own,
