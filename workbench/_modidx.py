@@ -10458,6 +10458,10 @@ d = {
                 "50_serve/requestlog.html#_tell",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog._words": (
+                "50_serve/requestlog.html#_words",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._write_part": (
                 "50_serve/requestlog.html#_write_part",
                 "workbench/serve/requestlog.py",

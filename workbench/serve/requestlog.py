@@ -163,8 +163,14 @@ def _write_part(folder: Path, table: "pyarrow.Table") -> str:
     path = folder / f"{stamp:%Y-%m-%d}" / f"{stamp:%H%M%S}-{uuid4().hex[:8]}.parquet"
     with atomic_path(path) as part:
         write_table = need("pyarrow.parquet", extra="data").write_table
-        write_table(table, part, compression="zstd", write_page_checksum=True)
+        write_table(table, part, compression="zstd", write_page_checksum=True, use_dictionary=_words(table))
     return path.parent.name
+
+
+def _words(table: "pyarrow.Table") -> list[str]:
+    "Columns that repeat themselves; looking for repeats in numbers costs as much again as writing them."
+    row = table.schema.field("row").type
+    return ["model", "run", *(f"row.{one.name}" for one in row if str(one.type) == "string")]
 
 
 def _remove_stale(folder: Path) -> None:
