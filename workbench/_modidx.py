@@ -10454,6 +10454,10 @@ d = {
                 "50_serve/requestlog.html#_settle",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog._tables": (
+                "50_serve/requestlog.html#_tables",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._tell": (
                 "50_serve/requestlog.html#_tell",
                 "workbench/serve/requestlog.py",
