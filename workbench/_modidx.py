@@ -10027,6 +10027,10 @@ d = {
             ),
             "workbench.serve.lane.Lane._drop": ("50_serve/lane.html#lane._drop", "workbench/serve/lane.py"),
             "workbench.serve.lane.Lane._next": ("50_serve/lane.html#lane._next", "workbench/serve/lane.py"),
+            "workbench.serve.lane.Lane._scored": (
+                "50_serve/lane.html#lane._scored",
+                "workbench/serve/lane.py",
+            ),
             "workbench.serve.lane.Lane._settle": (
                 "50_serve/lane.html#lane._settle",
                 "workbench/serve/lane.py",

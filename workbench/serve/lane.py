@@ -17,7 +17,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,9 +171,14 @@ class Lane:
         self._running, self._since = len(rows), now()
         if self.loaded.policy.expected_s(len(rows)) < INLINE_S:
             self._settle(asks, *_attempt(self.loaded, asks, rows))
-        else:
-            work = self._loop.run_in_executor(self._pool, _attempt, self.loaded, asks, rows)
-            work.add_done_callback(lambda done: self._settle(asks, *done.result()))
+            self._loop.call_soon(self._next)
+        else:  # a busy loop takes long over each turn, and meanwhile the model is idle: one turn, not three
+            work, tell = self._pool.submit(_attempt, self.loaded, asks, rows), self._loop.call_soon_threadsafe
+            work.add_done_callback(lambda done: tell(self._scored, asks, done))
+
+    def _scored(self, asks: list[Ask], done: "Future[Any]") -> None:
+        self._settle(asks, *done.result())
+        self._next()
 
     def _take(self) -> list[Ask]:
         waiting, asks = self._waiting, []
@@ -201,7 +206,9 @@ class Lane:
 
     def _settle(self, asks: list[Ask], results: list[Any], compute_s: float) -> None:
         counts, rows, started = self.counts, self._running, self._since
-        self.loaded.policy.observe(rows, compute_s)
+        self.loaded.policy.observe(
+            rows, now() - started
+        )  # what a batch costs those who wait, the loop's lag with it
         self._running = 0
         counts.batches += 1
         counts.rows += rows
@@ -219,7 +226,6 @@ class Lane:
             queue_s = started - ask.arrived_s
             counts.queue_s.add(queue_s)
             ask.settle(Done(found, queue_s, compute_s, rows))
-        self._loop.call_soon(self._next)
 
     async def drain(self) -> None:
         "Wait until everything asked has been answered."
