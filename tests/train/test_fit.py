@@ -167,7 +167,7 @@ def test_two_workers_learn_the_same_and_say_so(world: SimpleNamespace, watched: 
     assert shown(watched).last[:3] == ("train", 8 * 1_800, 8 * 1_800)
     assert (there.run.folder / "checkpoint.safetensors").exists()
     assert not (there.run.folder / "ray").exists()
-    assert not [name for name in Path("/tmp").glob("wb-*") if started_in(name)]
+    assert not [name for name in Path("/tmp").glob("wb-ray-*") if started_in(name)]
     assert there.bundle().predictor()(world.valid.columns()).shape == (600,)
 
 
