@@ -35,6 +35,7 @@ from .keeper import _adopt, _reap, _sweep, die_with_parent, kept_until
 from .line import send
 
 _KEPT_TICK_S = 0.5
+_ANSWERED_S = 2.0
 _BYTECODE = sys.pycache_prefix  # as Python was started; a zygote may import from elsewhere
 
 
@@ -124,6 +125,10 @@ def _kernel(folder: Path, pipe: socket.socket, set_by_import: dict[str, str]) ->
     pipe.sendall(b"r")
     _take_over(app, pipe, set_by_import | own)
     app.start()
+    if getattr(app.kernel, "_shutdown_message", None):
+        app.control_thread.join(
+            _ANSWERED_S
+        )  # it still flushes, into a thread that the end would stop before it
     _at_exit()
     os._exit(0)
 
