@@ -206,9 +206,7 @@ class Lane:
 
     def _settle(self, asks: list[Ask], results: list[Any], compute_s: float) -> None:
         counts, rows, started = self.counts, self._running, self._since
-        self.loaded.policy.observe(
-            rows, now() - started
-        )  # what a batch costs those who wait, the loop's lag with it
+        self.loaded.policy.observe(rows, compute_s)
         self._running = 0
         counts.batches += 1
         counts.rows += rows
