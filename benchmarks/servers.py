@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from workbench.serve.wire import listen
 
 def alone() -> None:
     "From here on this process and what it starts see loopback and nothing else: one of the peers listens on every address."
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):  # CLONE_NEWNET
         return  # not allowed: then it may
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
