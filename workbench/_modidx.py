@@ -10244,6 +10244,10 @@ d = {
                 "50_serve/policy.html#policy.expected_s",
                 "workbench/serve/policy.py",
             ),
+            "workbench.serve.policy.Policy.least_s": (
+                "50_serve/policy.html#policy.least_s",
+                "workbench/serve/policy.py",
+            ),
             "workbench.serve.policy.Policy.observe": (
                 "50_serve/policy.html#policy.observe",
                 "workbench/serve/policy.py",

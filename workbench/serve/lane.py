@@ -169,7 +169,9 @@ class Lane:
             return
         rows = [values for ask in asks for values in ask.values]
         self._running, self._since = len(rows), now()
-        if self.loaded.policy.expected_s(len(rows)) < INLINE_S:
+        if (
+            self.loaded.policy.least_s(len(rows)) < INLINE_S
+        ):  # one slow batch shall not make a habit of threads
             self._settle(asks, *_attempt(self.loaded, asks, rows))
             self._loop.call_soon(self._next)
         else:  # a busy loop takes long over each turn, and meanwhile the model is idle: one turn, not three

@@ -62,6 +62,7 @@ class Policy:
     max_rows: int = SIZES[-1]
     seconds: dict[int, float] = field(default_factory=dict)  # by batch size
     best_rows: int = 1
+    _least: dict[int, float] = field(default_factory=dict, repr=False)  # the shortest lately, by batch size
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
     _known: list[int] = field(default_factory=list, repr=False)  # sizes, sorted
 
@@ -74,6 +75,7 @@ class Policy:
         "A batch of `rows` took so long."
         size = SIZES[min(bisect_left(SIZES, rows), len(SIZES) - 1)]
         took_s *= max(1.0, rows / size)
+        self._least[size] = min(took_s, 1.01 * self._least.get(size, took_s))
         known = self.seconds.get(size)
         if known is None:
             self.seconds[size] = took_s
@@ -105,6 +107,11 @@ class Policy:
         low, high = sizes[at - 1], sizes[at]
         share = (rows - low) / (high - low)
         return self.seconds[low] + share * (self.seconds[high] - self.seconds[low])
+
+    def least_s(self, rows: int) -> float:
+        "Seconds that a batch of `rows` takes undisturbed, as far as is known."
+        size = SIZES[min(bisect_left(SIZES, rows), len(SIZES) - 1)]
+        return self._least.get(size, self.expected_s(rows))
 
     def work_s(self, rows: int) -> float:
         "Seconds until `rows` that wait are scored, in batches of the best size."
