@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import io
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class Shell:
     def _shell(self) -> Iterator[Any]:
         quiet = Config({"HistoryManager": {"enabled": False}, "InteractiveShell": {"warn_venv": False}})
         module = SimpleNamespace(__name__="__main__", __dict__={})
+        random.seed()  # as in a kernel of its own: what an earlier notebook left could be what this one's seed gives
         with self.patch.context() as patch:
             patch.setitem(
                 sys.modules, "__main__", module
