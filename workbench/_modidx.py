@@ -6504,6 +6504,10 @@ d = {
                 "80_jobs/zygote.html#zygote._of_package",
                 "workbench/jobs/zygote.py",
             ),
+            "workbench.jobs.zygote.Zygote._refill": (
+                "80_jobs/zygote.html#zygote._refill",
+                "workbench/jobs/zygote.py",
+            ),
             "workbench.jobs.zygote.Zygote._say": (
                 "80_jobs/zygote.html#zygote._say",
                 "workbench/jobs/zygote.py",

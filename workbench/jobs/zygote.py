@@ -196,12 +196,10 @@ class Zygote:
     def serve(self) -> bool:
         "Until SIGTERM, or until it is out of date: then True."
         while stamp(self._of_package) == self.stamp:
-            if len(self.pool.gates) < self.pool.size and time.monotonic() - self.given_at > _REFILL_AFTER_S:
-                self.pool.fork()
+            wait_s = self._refill()
             self._say()
-            for found in select.select(
-                [self.listener, self.woken, *self.pool.gates.values()], [], [], _TICK_S
-            )[0]:
+            heard = [self.listener, self.woken, *self.pool.gates.values()]
+            for found in select.select(heard, [], [], wait_s)[0]:
                 if found is self.listener:
                     self._hand_over()
                 elif found is not self.woken:
@@ -212,6 +210,14 @@ class Zygote:
                     _reap(0)
                     self._tidy()
         return True
+
+    def _refill(self) -> float:
+        "One more child where one is wanted, when who was given the last has begun; seconds until the next look."
+        left_s = self.given_at + _REFILL_AFTER_S - time.monotonic() if self.pool.gates else 0.0
+        if len(self.pool.gates) < self.pool.size and left_s <= 0:
+            self.pool.fork()
+        wanted = len(self.pool.gates) < self.pool.size
+        return min(_TICK_S, max(left_s, 0.0)) if wanted else _TICK_S
 
     def _tidy(self) -> None:
         "Remove what keepers that were killed have left."
