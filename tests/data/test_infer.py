@@ -1,6 +1,7 @@
 """A drafted contract is Python that runs, and it accepts the rows it was drafted from."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench.base.errors import BadInput
+from workbench.base.errors import BadInput, FeedRefused
 from workbench.base.records import Ledger
 from workbench.data.contract import Contract
 from workbench.data.csv import write_csv
@@ -91,6 +92,17 @@ COLUMN = st.one_of(
         st.just("007"),
     )
 )
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 5e-324, -5e-324, 1.797e308])
+def test_the_ends_of_numbers_are_drafted(project: Path, value: float) -> None:
+    write_parquet(project / "x.parquet", pl.DataFrame({"x": [value, 0.0] * 4}))
+    feed = Feed("x.parquet", drafted("x.parquet")[1])
+    if math.isfinite(value):
+        assert feed.check().refused == 0
+    else:
+        with pytest.raises(FeedRefused, match="4 x is not finite"):
+            feed.check()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

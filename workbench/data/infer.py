@@ -164,7 +164,7 @@ class Seen:
 # %% ../../notebooks/20_data/43_infer.ipynb #column
 def _outwards(value: float, up: bool) -> float:
     "Two digits, away from what was seen."
-    if not value or not math.isfinite(value):
+    if abs(value) < sys.float_info.min or not math.isfinite(value):  # nothing, or next to nothing
         return value
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
     return float(f"{(math.ceil if up else math.floor)(value / unit) * unit:.6g}")
@@ -174,7 +174,12 @@ def _limits(seen: Seen, dtype: str, margin: float) -> dict[str, Any]:
     low, high = seen.low[dtype], seen.high[dtype]
     if dtype == "datetime":
         return {"ge": low.isoformat()}
-    room, most = high * margin - low * margin, sys.float_info.max
+    most = sys.float_info.max
+    low, high = (
+        min(max(low, -most), most),
+        min(max(high, -most), most),
+    )  # no contract accepts what is infinite
+    room = high * margin - low * margin
     ge, le = _outwards(low - room, False), _outwards(high + room, True)
     ge, le = max(ge, -most), min(le, most)
     ge = max(0, ge) if low >= 0 else ge
