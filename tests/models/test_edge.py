@@ -20,7 +20,7 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier
 
-from workbench.base.errors import BadInput, Corrupt, GateRefused, WorkbenchError
+from workbench.base.errors import BadInput, Corrupt, GateRefused, NotFound, WorkbenchError
 from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed
 from workbench.data.recipe import Recipe
@@ -287,6 +287,8 @@ def test_whose_a_pack_is(packed: Packed, tmp_path: Path) -> None:
             with pytest.raises(runner.Refused, match=said):
                 runner.Runner(tmp_path / "changed.zip")
     (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:-50])
+    with pytest.raises(NotFound, match="no pack at"):
+        edge.opened(tmp_path / "nowhere.zip")
     with pytest.raises(Corrupt, match="no whole pack"):
         edge.opened(tmp_path / "cut.zip")
 

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput, BadRow, BadSetting, Corrupt, GateRefused, need
+from ..base.errors import BadInput, BadRow, BadSetting, Corrupt, GateRefused, NotFound, need
 from ..base.events import get_logger
 from ..base.ledger import Ledger
 from ..base.store import atomic_path, sha256_bytes
@@ -319,6 +319,8 @@ def pack(
 def opened(path: str | Path, ledger: Ledger | None = None) -> Edge:
     "A pack whose files and signature were checked; `Corrupt`, or `BadInput` for what nobody here vouches for."
     path = Path(path)
+    if not path.is_file():
+        raise NotFound(f"no pack at '{path}'", "a pack is written by edge pack")
     try:
         with zipfile.ZipFile(path) as pack:
             names = pack.namelist()
