@@ -25,15 +25,20 @@ from jupyter_core.utils import run_sync
 
 from .keeper import keeper_command
 
-
 # %% ../../notebooks/80_jobs/15_provision.ipynb #kernel
+# A control thread that still flushes when the kernel ends waits for a thread that has gone: 3 s, one time in twenty.
+_FLUSHED = """__import__("atexit").register(
+    lambda kernel: kernel._shutdown_message and kernel.control_thread.join(1), get_ipython().kernel);"""
+
+
 class ThisPython(KernelSpecManager):
     "Every kernel name is this interpreter."
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         "This interpreter's ipykernel under a keeper."
         kernel = [sys.executable, "-m", "ipykernel_launcher", "--HistoryManager.hist_file=:memory:"]
-        argv = keeper_command([*kernel, "-f", "{connection_file}"])
+        first = f"--IPKernelApp.exec_lines={[' '.join(_FLUSHED.split())]!r}"
+        argv = keeper_command([*kernel, "-f", "{connection_file}", first])
         return KernelSpec(argv=argv, display_name="Python 3", language="python", name=kernel_name)
 
 
