@@ -5257,10 +5257,12 @@ d = {
                 "80_jobs/line.html#_memory_limits",
                 "workbench/jobs/line.py",
             ),
+            "workbench.jobs.line._names": ("80_jobs/line.html#_names", "workbench/jobs/line.py"),
             "workbench.jobs.line._other_environment": (
                 "80_jobs/line.html#_other_environment",
                 "workbench/jobs/line.py",
             ),
+            "workbench.jobs.line._read": ("80_jobs/line.html#_read", "workbench/jobs/line.py"),
             "workbench.jobs.line._start_up_files": (
                 "80_jobs/line.html#_start_up_files",
                 "workbench/jobs/line.py",

@@ -23,7 +23,9 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in HANDED_OVER and not os.environ.get("WORKBENCH_COLD"):
         code = forward(sys.argv)
         if code is not None:
-            sys.exit(code)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # nothing else runs here, and taking the interpreter down would take 4 ms
     from workbench.cli import cli
 
     cli.main()

@@ -111,7 +111,7 @@ def start(pool: int = 2, target: str = "", prepare: str = "") -> "Status":
     until = time.monotonic() + _WAIT_S
     while not (found := status()).ready or len(found.zygotes) < len(wanted):
         if ended := [role for role in wanted if not _begun(role)]:
-            log = (folder() / f"{ended[0]}.log").read_text(errors="replace").strip()
+            log = Path(folder(), f"{ended[0]}.log").read_text(errors="replace").strip()
             raise Unavailable(
                 f"the zygote of {ended[0]} has ended: {log[-300:]}", f"its log is in {folder()}"
             )
@@ -125,7 +125,7 @@ def start(pool: int = 2, target: str = "", prepare: str = "") -> "Status":
 
 def _begun(role: str) -> bool:
     "Whether the zygote that was launched last still lives, ready or not; one that begins again keeps its pid."
-    pid, _, ticks = (folder() / f"{role}.lock").read_text().partition(" ")
+    pid, _, ticks = Path(folder(), f"{role}.lock").read_text().partition(" ")
     return bool(pid) and started_ticks(int(pid)) == int(ticks)
 
 
@@ -138,10 +138,10 @@ def _launch(role: str, pool: int, target: str, prepare: str) -> None:
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("WORKBENCH_", "PYTEST_"))
     }
-    with (folder() / f"{role}.log").open("w") as log:
+    with Path(folder(), f"{role}.log").open("w") as log:
         os.chmod(log.name, 0o600)
         subprocess.run(
-            [sys.executable, "-c", code, root, str(folder()), role, str(pool), target, prepare],
+            [sys.executable, "-c", code, root, folder(), role, str(pool), target, prepare],
             cwd="/", env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=True,
         )  # fmt: skip
 

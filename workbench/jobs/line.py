@@ -30,9 +30,9 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..base.errors import BadInput, Unavailable, WorkbenchError
@@ -74,30 +74,32 @@ def digest(value: str | None) -> str | None:
     )
 
 
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def started_ticks(pid: int) -> int | None:
     "When the process started, in clock ticks since boot; None when it has ended (0 where that is not known)."
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
         return None if fields[0] == "Z" else int(fields[19])
     except OSError:
-        return None if Path("/proc/self/stat").exists() else 0
+        return None if os.path.exists("/proc/self/stat") else 0
 
 
 def _memory_limits() -> list[str]:
     "Memory and processor limits of this process's control group and those above it."
+    root = "/sys/fs/cgroup"
     try:
-        here = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().rpartition("::")[
-            2
-        ].strip().lstrip("/")
+        here = root + _read("/proc/self/cgroup").rpartition("::")[2].strip().rstrip("/")
     except OSError:
         return []
-    files = [
-        f / name
-        for f in (here, *here.parents)
-        if f.is_relative_to("/sys/fs/cgroup")
-        for name in ("memory.max", "cpu.max")
-    ]
-    said = [file.read_text().strip() for file in files if file.is_file()]
+    said = []
+    while here.startswith(root):
+        for file in (f"{here}/memory.max", f"{here}/cpu.max"):
+            said += [_read(file).strip()] if os.path.isfile(file) else []
+        here = os.path.dirname(here)
     return [limit for limit in said if not limit.startswith("max")]
 
 
@@ -117,22 +119,25 @@ def place() -> dict[str, Any]:
 
 
 # %% ../../notebooks/80_jobs/11_line.ipynb #folder
-def folder() -> Path:
+def folder() -> str:
     "The private folder of this environment's zygotes; raises `Unavailable` when it belongs to someone else."
     told = os.environ.get("WORKBENCH_KERNELS")
     base = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp"
     key = hashlib.sha256(f"{sys.prefix}\n{sys.version}".encode()).hexdigest()[:12]
     path = (
-        Path(told) if told else Path(base if len(base) < 50 else "/tmp") / f"workbench-{os.geteuid()}-{key}"
+        os.path.abspath(told)
+        if told
+        else f"{base if len(base) < 50 else '/tmp'}/workbench-{os.geteuid()}-{key}"
     )
     with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=True)
-    found = path.lstat()
-    if len(str(path)) > _LONGEST:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    if len(path) > _LONGEST:
         raise BadInput(
-            f"{path} is too long for sockets in it ({len(str(path))} characters)", f"at most {_LONGEST}"
+            f"{path} is too long for sockets in it ({len(path)} characters)", f"at most {_LONGEST}"
         )
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077 or not path.is_dir() or path.is_symlink():
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077 or not stat.S_ISDIR(found.st_mode):
         raise Unavailable(f"{path} is not a private folder of this user", f"remove it, or chmod 700 {path}")
     return path
 
@@ -140,7 +145,7 @@ def folder() -> Path:
 def known(role: str) -> dict[str, Any] | None:
     "What the zygote has written down; None when there is none."
     try:
-        state = json.loads((folder() / f"{role}.json").read_text())
+        state = json.loads(_read(f"{folder()}/{role}.json"))
         return state if started_ticks(state["pid"]) == state["ticks"] else None
     except (OSError, ValueError, WorkbenchError):
         return None
@@ -169,16 +174,21 @@ def _other_environment(read: Mapping[str, str | None], env: Mapping[str, str]) -
     return ""
 
 
+def _names(folder: str) -> list[str]:
+    "Of the files in it, none where there is no such folder."
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
 def _start_up_files(env: Mapping[str, str]) -> str:
     "IPython's own files run when a kernel starts, before it knows its job."
-    home = (
-        Path(env.get("IPYTHONDIR") or Path(env.get("HOME", "~")).expanduser() / ".ipython")
-        / "profile_default"
-    )
-    found = [
-        p for p in (*home.glob("ipython*_config.*"), *home.glob("startup/*.py"), *home.glob("startup/*.ipy"))
-    ]
-    return f"{found[0]} runs code at the start" if found else ""
+    home = env.get("IPYTHONDIR") or os.path.join(os.path.expanduser(env.get("HOME", "~")), ".ipython")
+    home = os.path.join(home, "profile_default")
+    found = [n for n in _names(home) if n.startswith("ipython") and "_config." in n]
+    found += [f"startup/{n}" for n in _names(f"{home}/startup") if n.endswith((".py", ".ipy"))]
+    return f"{home}/{found[0]} runs code at the start" if found else ""
 
 
 # %% ../../notebooks/80_jobs/11_line.ipynb #connect
@@ -194,7 +204,7 @@ def ask(role: str, request: dict[str, Any], files: list[int]) -> tuple[socket.so
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(_WAIT_S)
-        connection.connect(str(folder() / f"{role}.sock"))
+        connection.connect(f"{folder()}/{role}.sock")
         send(connection, request, files)
         answer = hear(connection)
     except OSError as error:
