@@ -28,7 +28,7 @@ from .keeper import keeper_command
 # %% ../../notebooks/80_jobs/15_provision.ipynb #kernel
 # A control thread that still flushes when the kernel ends waits for a thread that has gone: 3 s, one time in twenty.
 # The kernel is told so by an argument, which it takes off again: a notebook finds no trace of it.
-_FLUSHED = """__import__("sys").argv.pop(); __import__("atexit").register(
+_FLUSHED = """__import__("sys").argv.pop(2); __import__("atexit").register(
     lambda kernel: kernel._shutdown_message and kernel.control_thread.join(1), get_ipython().kernel);"""
 
 
@@ -39,7 +39,7 @@ class ThisPython(KernelSpecManager):
         "This interpreter's ipykernel under a keeper."
         kernel = [sys.executable, "-m", "ipykernel_launcher", "--HistoryManager.hist_file=:memory:"]
         first = f"--IPKernelApp.exec_lines={[' '.join(_FLUSHED.split())]!r}"
-        argv = keeper_command([*kernel, "-f", "{connection_file}", first])
+        argv = keeper_command([*kernel, first, "-f", "{connection_file}"])
         return KernelSpec(argv=argv, display_name="Python 3", language="python", name=kernel_name)
 
 
