@@ -11246,6 +11246,7 @@ d = {
                 "40_train/crew.html#crew.is_stale",
                 "workbench/train/crew.py",
             ),
+            "workbench.train.crew.Crew.placed": ("40_train/crew.html#crew.placed", "workbench/train/crew.py"),
             "workbench.train.crew.Crew.reserve": (
                 "40_train/crew.html#crew.reserve",
                 "workbench/train/crew.py",
@@ -11270,6 +11271,7 @@ d = {
                 "workbench/train/crew.py",
             ),
             "workbench.train.crew.Task": ("40_train/crew.html#task", "workbench/train/crew.py"),
+            "workbench.train.crew._alive": ("40_train/crew.html#_alive", "workbench/train/crew.py"),
             "workbench.train.crew._expire": ("40_train/crew.html#_expire", "workbench/train/crew.py"),
             "workbench.train.crew._forget": ("40_train/crew.html#_forget", "workbench/train/crew.py"),
             "workbench.train.crew._group": ("40_train/crew.html#_group", "workbench/train/crew.py"),

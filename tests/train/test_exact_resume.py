@@ -17,7 +17,7 @@ import torch
 import training
 
 from workbench.base.errors import BadInput
-from workbench.compute.cluster import connect
+from workbench.compute.cluster import connect, secure_token
 from workbench.train.checkpoint import Checkpoints, Saved, latest, steps
 from workbench.train.crew import dismiss
 from workbench.train.scaling import scale
@@ -281,3 +281,51 @@ def test_twenty_kills_of_the_driver_and_of_ray(tmp_path: Path, kill: Any) -> Non
     kills, lost = drivers_killed(tmp_path, 20, kill)
     print(f"{kills} kills by {kill.__name__}, at most {lost} steps lost at once, a checkpoint every {EVERY}")
     assert lost <= 2 * EVERY
+
+
+def holding(cpus: int) -> Any:
+    "Resources of the cluster that somebody else has."
+    from ray.util.placement_group import placement_group
+
+    group = placement_group([{"CPU": cpus}])
+    assert group.wait(10)
+    return group
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_an_elastic_training_takes_the_room_there_is(two: Any, tmp_path: Path) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    log, held = tmp_path / "log", holding(1)
+
+    def release() -> None:
+        while not log.exists() or lines(log) < 30:
+            time.sleep(0.01)
+        remove_placement_group(held)
+
+    threading.Thread(target=release).start()
+    done = scaled(log, workers=(1, 2), params={"nap_s": 0.1})
+    assert [what for what in done.incidents if "room for more than 1 workers" in what]
+    assert {len(list(log.glob(f"rows-{rank}-*"))) for rank in (0, 1)} == {1, 2}, "rank 0 twice, rank 1 once"
+    assert training.once(log) == 0, "nothing is lost: they save before they begin again"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_an_elastic_training_goes_on_without_a_node_that_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(secure_token()),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("unplug.py")), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "died" in (tmp_path / "incidents").read_text()
+    assert training.once(tmp_path) <= 2 * EVERY

@@ -174,11 +174,10 @@ class Crew:
         "Hold the resources of so many members; `tick` is called while waiting and may raise."
         from ray.util.placement_group import placement_group
 
-        if self.room is not None and self.room.bundle_count == workers:
-            return
-        self.free()
-        bundle = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-        self.room = placement_group([bundle] * workers, strategy="PACK")
+        if self.room is None or self.room.bundle_count != workers or self.placed() < workers:
+            self.free()
+            bundle = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+            self.room = placement_group([bundle] * workers, strategy="PACK")
         last = time.monotonic() + within_s
         while not self.room.wait(0.2):
             tick()
@@ -196,6 +195,13 @@ class Crew:
                 self.dismiss()
             remove_placement_group(self.room)
             self.room = None
+
+    def placed(self) -> int:
+        "Reserved places on nodes that live."
+        if self.room is None:
+            return 0
+        alive = _alive()
+        return sum(node in alive for node in self._nodes())
 
     def held(self) -> dict[str, Counter[str]]:
         "What is reserved, by node."
@@ -227,6 +233,8 @@ class Crew:
     def staff(self) -> list[Any]:
         "A member for each reserved place: those that are there and on that node, else the spare, else new ones."
         left, nodes = dict(enumerate(self.members)), self._nodes()
+        if self.spare is not None and self.spare[1] not in _alive():
+            self.spare = None
         found: list[Any] = []
         for at, node in enumerate(nodes):  # a member keeps its rank: torch remembers it for a shape of shards
             fits = left.pop(at) if at in left and left[at][0] is not None and left[at][1] == node else None
@@ -259,6 +267,11 @@ class Crew:
         "End all members."
         _kill([one[0] for one in [*self.members, *([self.spare] if self.spare else [])]])
         self.members, self.spare = [], None
+
+
+def _alive() -> set[str]:
+    "Nodes of the cluster that live."
+    return {node["NodeID"] for node in need("ray", extra="ray").nodes() if node["Alive"]}
 
 
 def _kill(actors: list[Any]) -> None:

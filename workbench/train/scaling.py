@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..base import events, html
-from ..base.errors import BadInput, JobFailed, NotFound, Stopped, Unavailable, expected, need
+from ..base.errors import BadInput, JobFailed, NotFound, Stopped, Unavailable, WorkbenchError, expected, need
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, find, runs, start
 from ..base.settings import load_settings
@@ -249,8 +249,7 @@ def _room(plan: Plan, mine: int) -> int:
 def _size(plan: Plan, party: Crew) -> int:
     if plan.least == plan.most:
         return plan.most
-    mine = party.room.bundle_count if party.room is not None else 0
-    return max(plan.least, _room(plan, mine))
+    return max(plan.least, _room(plan, party.placed()))
 
 
 def _attempt(plan: Plan, story: Story, party: Crew, number: int) -> tuple[Ending, int]:
@@ -260,7 +259,11 @@ def _attempt(plan: Plan, story: Story, party: Crew, number: int) -> tuple[Ending
     world = _size(plan, party)
     party.reserve(world, lambda: story.tracker.advance(0), math.inf if story.yielded else ROOM_S)
     story.count(world)
-    running = launch(party, plan.train_fn, site, plan.params, world, plan.threads)
+    try:
+        running = launch(party, plan.train_fn, site, plan.params, world, plan.threads)
+    except need("ray.exceptions", extra="ray").RayActorError:  # its node died before it began
+        party.dismiss()
+        return Ending(died=[0], error=WorkbenchError(f"worker 0 of {world} died before it began")), world
     watch = Watch(site.control, world, story.rows, story.incident)
     looked = asked = time.monotonic()
 
