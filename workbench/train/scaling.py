@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 
 from ..base import events, html
-from ..base.errors import BadInput, JobFailed, NotFound, Stopped, Unavailable, WorkbenchError, expected, need
+from workbench.base.errors import (
+    BadInput,
+    JobFailed,
+    NotFound,
+    Stopped,
+    Unavailable,
+    WorkbenchError,
+    expected,
+    need,
+)
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, find, runs, start
 from ..base.settings import load_settings
