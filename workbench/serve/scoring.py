@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import need
 from ..base.store import sha256_bytes, sha256_file
-from ..data.column import Columns
 from ..data.contract import Contract
 from ..data.part import Part
 from ..data.rule import polars_type
@@ -29,6 +28,7 @@ from ..models.bundle import Bundle
 from ..models.predictor import source_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars
     import pyarrow
 
@@ -103,7 +103,9 @@ class Rows:
     rows: int  # that the filter keeps
     accepted: "polars.DataFrame"
     refused: "polars.DataFrame | None"
-    columns: "Columns | None" = None  # the accepted rows, as features take them
+    inputs: "np.ndarray | None" = (
+        None  # of the model, float32 [accepted, width]; None where no row is accepted
+    )
     cpu_s: float = 0.0
 
 
@@ -133,7 +135,7 @@ class Scorer:
         self.predictor.widen()
 
     def read(self, unit: Unit) -> Rows:
-        "The unit's rows, judged."
+        "The unit's rows, judged and encoded: a second core does that while this one scores."
         concat, begun = need("polars", extra="data").concat, time.thread_time()
         tasks = [{"source": unit.source, "part": number} for number in unit.parts]
         found = [one for task in tasks for one in self.work.verdicts(task, keep=True)]
@@ -142,13 +144,15 @@ class Scorer:
         none = need("polars", extra="data").DataFrame(schema=types)
         accepted = concat([one.accepted for one in found if one.accepted is not None]) if found else none
         kept = concat(refused, how="vertical_relaxed") if refused else None
-        columns = self.contract.parse_frame(accepted) if accepted.height else None
-        return Rows(unit, sum(one.rows for one in found), accepted, kept, columns, time.thread_time() - begun)
+        inputs = None
+        if accepted.height:
+            inputs = self.predictor.recipe.encode(self.contract.parse_frame(accepted))
+        return Rows(unit, sum(one.rows for one in found), accepted, kept, inputs, time.thread_time() - begun)
 
     def score(self, given: Rows) -> Scored:
         "Key columns, `prediction`, `model` of the accepted rows."
         pl, begun, frame = need("polars", extra="data"), time.thread_time(), given.accepted
-        predictions = [] if given.columns is None else self.predictor(given.columns)
+        predictions = [] if given.inputs is None else self.predictor.scores(given.inputs)
         answers = [
             pl.Series("prediction", predictions, dtype=pl.Float32),
             pl.Series("model", [self.bundle.ref], dtype=pl.String).new_from_index(0, frame.height),
