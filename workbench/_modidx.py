@@ -10001,6 +10001,7 @@ d = {
             "workbench.serve.kept.Kept.prune": ("50_serve/kept.html#kept.prune", "workbench/serve/kept.py"),
             "workbench.serve.kept.Kept.put": ("50_serve/kept.html#kept.put", "workbench/serve/kept.py"),
             "workbench.serve.kept.Piece": ("50_serve/kept.html#piece", "workbench/serve/kept.py"),
+            "workbench.serve.kept._asked_at": ("50_serve/kept.html#_asked_at", "workbench/serve/kept.py"),
             "workbench.serve.kept._both": ("50_serve/kept.html#_both", "workbench/serve/kept.py"),
             "workbench.serve.kept._facts": ("50_serve/kept.html#_facts", "workbench/serve/kept.py"),
             "workbench.serve.kept._is_whole": ("50_serve/kept.html#_is_whole", "workbench/serve/kept.py"),

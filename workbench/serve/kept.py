@@ -66,7 +66,10 @@ class Kept:
             refusals = path.with_suffix(".refused.parquet") if facts["refused"] else None
             if any(one and (not manifest_of(one).is_file() or fault(one)) for one in (path, refusals)):
                 return None
-            os.utime(path)  # it was asked for
+            for one in filter(None, (path, refusals)):
+                os.utime(
+                    manifest_of(one)
+                )  # it was asked for; the file itself would be read again for a new time
         except (OSError, KeyError, BadFeed):
             return None
         return Piece(unit.key, path, facts["rows"], facts["refused"], refusals)
@@ -83,15 +86,21 @@ class Kept:
 
     def prune(self, limit_gb: float = KEEP_GB) -> int:
         "Remove what was not asked for longest, of all models, until the rest is within the limit; how many files."
-        found = [(path.stat(), path) for path in self.root.rglob("*.parquet")]
-        total, gone = sum(stat.st_size for stat, _ in found), 0
-        for stat, path in sorted(found, key=lambda one: one[0].st_mtime):
+        found = [(_asked_at(path), path.stat().st_size, path) for path in self.root.rglob("*.parquet")]
+        total, gone = sum(size for _, size, _ in found), 0
+        for _, size, path in sorted(found):
             if total <= limit_gb * 1e9:
                 break
             path.unlink(missing_ok=True)
             Path(manifest_of(path)).unlink(missing_ok=True)
-            total, gone = total - stat.st_size, gone + 1
+            total, gone = total - size, gone + 1
         return gone
+
+
+def _asked_at(path: Path) -> float:
+    "When a kept file was asked for last, in seconds since 1970."
+    manifest = Path(manifest_of(path))
+    return (manifest if manifest.exists() else path).stat().st_mtime
 
 
 def _facts(path: Path) -> dict[str, Any]:
