@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from house import train_less
 
 from workbench.lab.launch import scheduling
 
@@ -56,8 +57,9 @@ def wait_for(seen: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 def copy_project(folder: Path) -> Path:
-    "A project to work in: our notebooks and settings copied, our data linked, its own store."
+    "A project to work in: our notebooks (with less to train on) and settings copied, our data linked, its own store."
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    train_less(folder / "notebooks/flights")
     shutil.copy(ROOT / "settings.ini", folder)
     if (ROOT / "data").exists():
         (folder / "data").symlink_to(ROOT / "data")

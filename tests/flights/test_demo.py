@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from house import ROOT
+from house import ROOT, train_less
 
 COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
 
@@ -21,8 +21,9 @@ def environment(project: Path) -> dict[str, str]:
 
 
 def checkout(folder: Path) -> Path:
-    "A project with the worked example's notebooks and nothing else."
+    "A project with the worked example's notebooks and nothing else; `scripts/demo` trains on all months."
     shutil.copytree(ROOT / "notebooks/flights", folder / "notebooks/flights")
+    train_less(folder / "notebooks/flights")
     shutil.copy(ROOT / "settings.ini", folder)
     return folder
 

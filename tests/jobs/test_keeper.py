@@ -29,13 +29,17 @@ import os, signal, time
 """
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between two looks, too
+        return False
+
+
 def gone(pids: list[int], within_s: float = 5) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        alive = [
-            p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
-        ]
-        if not alive:
+        if not any(map(alive, pids)):
             return True
         time.sleep(0.05)
     return False
