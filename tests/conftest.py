@@ -32,6 +32,8 @@ LONG = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Tests with a Ray of their own come first: there is one at a time in a process.
+    items.sort(key=lambda item: "there" in getattr(item, "fixturenames", ()))
     if not hasattr(config, "workerinput"):  # one process: nothing to share out
         return
 

@@ -1,4 +1,4 @@
-"""A Ray of the tests' own, for a whole module, and how long its cores stay taken."""
+"""A Ray that tests share, which run last, and how long its cores stay taken."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 from workbench.compute.cluster import head
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def there() -> Iterator[Any]:
     with head(cpus=2) as found:
         yield found

@@ -140,36 +140,33 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
-def test_two_stages_on_a_ray(whole: Gpt, tmp_path: Path) -> None:
+def test_two_stages_on_a_ray(there: Any, whole: Gpt, tmp_path: Path) -> None:
     import ray
 
-    from workbench.compute.cluster import connect
-
     before = set(map(str, Path("/tmp").glob("wb-ray-*")))
-    with connect(cpus=2):
-        with pipeline(PATH, GPT, tmp_path / "net", max_memory="600kB") as net:
-            with torch.inference_mode():
-                wanted = [whole(tokens(2, seed)) for seed in range(6)]
-            found = list(net.map((tokens(2, seed),) for seed in range(6)))
-            assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
-            assert torch.equal(net(tokens(2)), wanted[0])
-            pids, names = [one["pid"] for one in net.about], [set(one["names"]) for one in net.about]
-            assert len({os.getpid(), *pids}) == 3
-            assert names[0] & names[1] == {"norm.weight", "tokens.weight"} and names[0] | names[1] == set(
-                whole.state_dict()
-            )
-            with pytest.raises(IndexError):
-                net(tokens(2) + 256)
-            os.kill(pids[1], signal.SIGKILL)
-            with pytest.raises(WorkbenchError, match="a stage died"):
-                net(tokens(2))
-        assert gone(pids)
-        pids = []
-        with pytest.raises(KeyboardInterrupt), pipeline(PATH, GPT, tmp_path / "net") as net:
-            pids += [one["pid"] for one in net.about]
-            threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
-            for _ in net.map((tokens(64),) for _ in range(10**6)):
-                pass
-        assert len(pids) == 2 and gone(pids)
-        assert ray.is_initialized(), "a Ray that was there stays"
+    with pipeline(PATH, GPT, tmp_path / "net", max_memory="600kB") as net:
+        with torch.inference_mode():
+            wanted = [whole(tokens(2, seed)) for seed in range(6)]
+        found = list(net.map((tokens(2, seed),) for seed in range(6)))
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+        assert torch.equal(net(tokens(2)), wanted[0])
+        pids, names = [one["pid"] for one in net.about], [set(one["names"]) for one in net.about]
+        assert len({os.getpid(), *pids}) == 3
+        assert names[0] & names[1] == {"norm.weight", "tokens.weight"} and names[0] | names[1] == set(
+            whole.state_dict()
+        )
+        with pytest.raises(IndexError):
+            net(tokens(2) + 256)
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(WorkbenchError, match="a stage died"):
+            net(tokens(2))
+    assert gone(pids)
+    pids = []
+    with pytest.raises(KeyboardInterrupt), pipeline(PATH, GPT, tmp_path / "net") as net:
+        pids += [one["pid"] for one in net.about]
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+        for _ in net.map((tokens(64),) for _ in range(10**6)):
+            pass
+    assert len(pids) == 2 and gone(pids)
+    assert ray.is_initialized(), "a Ray that was there stays"
     assert set(map(str, Path("/tmp").glob("wb-ray-*"))) <= before

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -336,28 +337,26 @@ def test_twenty_kills_cost_no_row_and_double_none(
 
 
 @pytest.mark.ray
-def test_workers_of_a_ray_give_the_same_bits_and_may_die(windy: Bundle, project: Path) -> None:
-    from workbench.compute.cluster import connect
+def test_workers_of_a_ray_give_the_same_bits_and_may_die(there: Any, windy: Bundle, project: Path) -> None:
     from workbench.serve import scorers
 
     (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0.2))
-    with connect(cpus=2):
-        handed_out, seen = scorers._handed_out, []
+    handed_out, seen = scorers._handed_out, []
 
-        def killing(actors: list, order: object, left: list) -> object:
-            for scored in handed_out(actors, order, left):
-                if not seen:
-                    import ray
+    def killing(actors: list, order: object, left: list) -> object:
+        for scored in handed_out(actors, order, left):
+            if not seen:
+                import ray
 
-                    ray.kill(actors[0])
-                seen.append(scored.unit.key)
-                yield scored
+                ray.kill(actors[0])
+            seen.append(scored.unit.key)
+            yield scored
 
-        scorers._handed_out = killing
-        try:
-            scores = predict(windy, "days", to="scores", workers=2)
-        finally:
-            scorers._handed_out = handed_out
+    scorers._handed_out = killing
+    try:
+        scores = predict(windy, "days", to="scores", workers=2)
+    finally:
+        scorers._handed_out = handed_out
     assert scores.rows == 156 and len(seen) == len(set(seen)) == 4
     (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0))
     assert published(project / "scores").equals(expected(project, windy))

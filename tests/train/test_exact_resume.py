@@ -17,7 +17,7 @@ import torch
 import training
 
 from workbench.base.errors import BadInput
-from workbench.compute.cluster import connect, secure_token
+from workbench.compute.cluster import secure_token
 from workbench.train.checkpoint import Checkpoints, Saved, latest, steps
 from workbench.train.crew import dismiss
 from workbench.train.scaling import scale
@@ -172,10 +172,9 @@ def test_sigterm_is_a_notice_that_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def two() -> Iterator[Any]:
-    with connect(cpus=2, address="local") as cluster:
-        yield cluster
-        dismiss()
+def two(there: Any) -> Iterator[Any]:
+    yield there
+    dismiss()
 
 
 def scaled(log: Path, workers: Any = 2, **changes: Any) -> Any:
