@@ -9603,6 +9603,10 @@ d = {
                 "50_serve/direct.html#direct._ask",
                 "workbench/serve/direct.py",
             ),
+            "workbench.serve.direct.Direct._turn_away": (
+                "50_serve/direct.html#direct._turn_away",
+                "workbench/serve/direct.py",
+            ),
             "workbench.serve.direct.Direct._usual": (
                 "50_serve/direct.html#direct._usual",
                 "workbench/serve/direct.py",
@@ -9735,6 +9739,10 @@ d = {
                 "50_serve/engine.html#engine.contract",
                 "workbench/serve/engine.py",
             ),
+            "workbench.serve.engine.Engine.late_s": (
+                "50_serve/engine.html#engine.late_s",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine.name": (
                 "50_serve/engine.html#engine.name",
                 "workbench/serve/engine.py",
@@ -9798,10 +9806,6 @@ d = {
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine._here": ("50_serve/engine.html#_here", "workbench/serve/engine.py"),
-            "workbench.serve.engine._read_all": (
-                "50_serve/engine.html#_read_all",
-                "workbench/serve/engine.py",
-            ),
         },
         "workbench.serve.feedback": {
             "workbench.serve.feedback.Told": ("50_serve/feedback.html#told", "workbench/serve/feedback.py"),
@@ -10060,6 +10064,10 @@ d = {
                 "50_serve/lane.html#loaded.failure",
                 "workbench/serve/lane.py",
             ),
+            "workbench.serve.lane.Loaded.read_all": (
+                "50_serve/lane.html#loaded.read_all",
+                "workbench/serve/lane.py",
+            ),
             "workbench.serve.lane.Loaded.score": (
                 "50_serve/lane.html#loaded.score",
                 "workbench/serve/lane.py",
@@ -10226,6 +10234,12 @@ d = {
             "workbench.serve.page.live": ("50_serve/page.html#live", "workbench/serve/page.py"),
         },
         "workbench.serve.policy": {
+            "workbench.serve.policy.Door": ("50_serve/policy.html#door", "workbench/serve/policy.py"),
+            "workbench.serve.policy.Door.saw": ("50_serve/policy.html#door.saw", "workbench/serve/policy.py"),
+            "workbench.serve.policy.Door.shut": (
+                "50_serve/policy.html#door.shut",
+                "workbench/serve/policy.py",
+            ),
             "workbench.serve.policy.Overloaded": (
                 "50_serve/policy.html#overloaded",
                 "workbench/serve/policy.py",
@@ -10243,6 +10257,10 @@ d = {
                 "50_serve/policy.html#policy._best",
                 "workbench/serve/policy.py",
             ),
+            "workbench.serve.policy.Policy._patience_s": (
+                "50_serve/policy.html#policy._patience_s",
+                "workbench/serve/policy.py",
+            ),
             "workbench.serve.policy.Policy.admit": (
                 "50_serve/policy.html#policy.admit",
                 "workbench/serve/policy.py",
@@ -10251,8 +10269,16 @@ d = {
                 "50_serve/policy.html#policy.expected_s",
                 "workbench/serve/policy.py",
             ),
+            "workbench.serve.policy.Policy.late_s": (
+                "50_serve/policy.html#policy.late_s",
+                "workbench/serve/policy.py",
+            ),
             "workbench.serve.policy.Policy.least_s": (
                 "50_serve/policy.html#policy.least_s",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy.most_rows": (
+                "50_serve/policy.html#policy.most_rows",
                 "workbench/serve/policy.py",
             ),
             "workbench.serve.policy.Policy.observe": (

@@ -111,6 +111,31 @@ def test_who_comes_too_late_hears_at_once_when_to_come_back(engine: Engine) -> N
     assert guard.in_flight == 0 and engine.counts.shed == len(refused)
 
 
+def test_while_there_is_no_room_nobody_is_read_but_for_kept_answers(engine: Engine) -> None:
+    async def body(direct: Direct) -> None:
+        kept, waits = Asked(), Asked(BODY.replace(b"733.0", b"1"))
+        assert direct(kept)
+        await settled([kept])
+        engine.loaded.policy.seconds = {1: 0.6}
+        engine.loaded.policy._memo.clear()
+        assert direct(waits) and not waits.status
+        unread = [Asked(b"nobody reads this", x_request_id=b"mine") for _ in range(3)]
+        assert all(direct(call) for call in unread) and {call.status for call in unread} == {503}
+        assert all(b"retry-after: 1\r\nx-request-id: mine\r\n" in call.lines for call in unread)
+        told = json.loads(unread[0].text)
+        assert told["request"] == "mine" and told["detail"][0]["type"] == "overloaded"
+        assert engine.counts.shed == 3
+        direct.door.kept = 0.5
+        again = Asked()
+        assert direct(again) and again.status == 200 and b"hit" in again.lines
+        assert not direct(Asked(b"nobody reads this")), "the usual way says what is wrong with it"
+        await settled([waits])
+        assert waits.status == 200
+
+    guard = directly(engine, TOKEN, body)
+    assert guard.in_flight == 0
+
+
 def test_a_model_at_fault_is_a_500_and_an_equal_row_waits_for_no_second_batch(moody: Engine) -> None:
     moody.contract.columns["distance"].__dict__["le"] = None
     moody.loaded.checker = Checker(moody.contract)

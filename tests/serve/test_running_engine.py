@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -251,7 +252,7 @@ def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list) -
         assert 0 < split.expired + split.taken <= left
         taken = asks[len(asks) - left + split.expired :][: split.taken]
         assert sum(ask.rows for ask in taken) == split.rows
-        assert split.taken <= 1 or split.rows <= policy.best_rows
+        assert split.taken <= 1 or split.rows <= policy.most_rows
         left -= split.expired + split.taken
     assert 1 <= policy.best_rows <= 256 and policy.expected_s(7) >= 0
 
@@ -267,6 +268,43 @@ def test_the_policy_learns_a_model_of_steps_and_forgets_a_hiccup() -> None:
     policy.admit(1, queued=100, busy_s=0.0, budget_s=1.0)
     with pytest.raises(Overloaded, match="400 rows wait"):
         policy.admit(1, queued=400, busy_s=0.0, budget_s=1.0)
+
+
+def test_a_size_that_a_bad_moment_made_slow_is_tried_again() -> None:
+    policy, true_s = Policy(), {1: 0.01, 2: 0.014, 4: 0.024, 8: 0.043, 16: 0.081, 32: 0.156}
+    for size in (1, 2, 4):
+        policy.observe(size, true_s[size])
+    policy.observe(8, 0.07)
+    policy.observe(16, 0.19)
+    assert policy.best_rows == 4
+    for _ in range(400):
+        policy.observe(policy.most_rows, true_s[policy.most_rows])
+    assert policy.best_rows == 16, "32 have no better rate, and 4 have less"
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5, 4.0])
+def test_ten_times_the_load_is_answered_in_time_as_much_as_can_be(slower: float) -> None:
+    policy, waiting, clock, good, late = Policy(), deque(), 0.0, 0, 0
+    for size in (1, 2, 4, 8):
+        policy.observe(size, size * 5e-3)
+    while clock < 20.0:  # 2,000 a second come; a batch is on its way for longer than the model takes
+        split = policy.split(waiting, clock)
+        for _ in range(split.expired):
+            waiting.popleft()
+        taken = [waiting.popleft() for _ in range(split.taken)]
+        away_s = max(1, split.rows) * 5e-3 * slower
+        for number in range(int(away_s * 2000)):
+            at_s = number / 2000
+            busy_s = max(0.0, policy.expected_s(split.rows) - at_s)
+            if not policy.late_s(1, len(waiting), busy_s, 1.0):
+                waiting.append(SimpleNamespace(deadline_s=clock + at_s + 1.0, rows=1))
+        clock += away_s
+        in_time = sum(clock <= ask.deadline_s for ask in taken)
+        good, late = good + in_time, late + len(taken) - in_time
+        if taken:
+            policy.observe(split.rows, split.rows * 5e-3, away_s)
+    able = 20.0 / (5e-3 * slower)
+    assert good >= 0.97 * able and late <= 0.02 * able, "those let in before it had learnt"
 
 
 def test_a_cache_is_bounded_in_number_and_age() -> None:

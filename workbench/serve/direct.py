@@ -13,6 +13,7 @@ __all__ = ["Call", "Direct"]
 # %% ../../notebooks/50_serve/49_direct.ipynb #direct-imports
 import contextlib
 import time
+from math import ceil
 from typing import Any, Protocol
 
 from ..base import events
@@ -23,10 +24,12 @@ from .desk import Desk, as_refusal, timing
 from .engine import Answered
 from .guard import Guard, request_id
 from .lane import Done, Loaded
-from .policy import Overloaded
+from .policy import Door, Overloaded
 from .refusal import Refusal
 from .trace import Trace
 
+_AWAY = Refusal(503, "overloaded", "too many wait: come back when there is less to do").body("%s")
+_AWAY_LINES = b"content-type: application/json\r\nretry-after: %d\r\nx-request-id: %s\r\n"
 _LINES = b"content-type: application/json\r\nserver-timing: %s\r\nx-request-id: %s\r\n"
 
 
@@ -102,7 +105,7 @@ class Direct:
     "The way of requests that came whole and are plainly right."
 
     def __init__(self, guard: Guard, desk: Desk) -> None:
-        self.guard, self.desk = guard, desk
+        self.guard, self.desk, self.door = guard, desk, Door()
         name = desk.engine.name.encode()
         self.paths = frozenset({b"/predict", b"/v1/models/%s:predict" % name})
 
@@ -113,12 +116,16 @@ class Direct:
             return False
         try:
             client = clients.who(headers.get(b"authorization", b""))
+            deadline_s, arrived_s = timing(headers, time.monotonic())
+            if (late_s := desk.engine.late_s(arrived_s, deadline_s)) and self.door.shut():
+                clients.allow(client, "predict")
+                return self._turn_away(call, headers, arrived_s, late_s)
             row = plain_row(call.body)
             values = None if row is None else desk.engine.loaded.checker.plain(row)
             if values is None:
                 return False
             waiting = _Waiting(self, call, row, values, request_id(headers))
-            deadline_s, waiting.arrived_s = timing(headers, waiting.started_s)
+            waiting.arrived_s = arrived_s
             clients.allow(client, "predict")
         except Refusal:
             return False
@@ -139,15 +146,27 @@ class Direct:
             and (traffic is None or traffic.canary is None)
         )
 
+    def _turn_away(self, call: Call, headers: dict[bytes, bytes], arrived_s: float, late_s: float) -> bool:
+        "The same words for everybody: there are many of them, and what they take the model lacks."
+        number = request_id(headers).encode()
+        self.desk.engine.counts.shed += 1
+        call.answer(503, _AWAY_LINES % (min(3600, ceil(late_s)), number), _AWAY % number)
+        self.guard.observe(call.path.decode(), 503, time.monotonic() - arrived_s)
+        return True
+
     def _ask(self, waiting: _Waiting, deadline_s: float) -> None:
         self.guard.in_flight += 1
+        kept = False
         try:
             engine = self.desk.engine
             waiting.loaded, joined, found = engine.ask_soon(
                 waiting.values, waiting, deadline_s, waiting.arrived_s
             )
+            kept = joined or found is not None
         except Exception as error:
             return waiting.set_exception(error)
+        finally:
+            self.door.saw(kept)
         if found is not None:
             return waiting.give(found)
         waiting.how = "joined" if joined else "run"

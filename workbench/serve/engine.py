@@ -143,7 +143,7 @@ class Engine:
     ) -> list[float]:
         "One probability a row, at once; raises `BadRow` for a row the contract refuses."
         loaded = self.loaded
-        found = loaded.score(_read_all(loaded, rows))
+        found = loaded.score(loaded.read_all(rows))
         if error := loaded.failure(found):
             raise error
         return found.tolist()
@@ -177,6 +177,12 @@ class Engine:
         answers = self.answers(asked, found.scores, found.loaded)
         return answers[0] if isinstance(rows, dict) else answers
 
+    def late_s(self, arrived_s: float, deadline_s: float = 0.0) -> float:
+        "Seconds by which one row more would wait too long; 0 when there is room."
+        lane, policy = self._running_lane(), self.loaded.policy
+        budget_s = (deadline_s or policy.deadline_s) - (now() - arrived_s)
+        return policy.late_s(1, lane.queued, lane.busy_s() + self._lag_s, budget_s)
+
     def check_room(self, rows: int, arrived_s: float, deadline_s: float = 0.0) -> None:
         "Raise `Overloaded` when `rows` more could not be answered in time."
         lane, policy = self._running_lane(), self.loaded.policy
@@ -199,7 +205,7 @@ class Engine:
         if len(rows) == 1:
             values, shared = lane.loaded.checker.read(rows[0])
             return await self.ask_values(values, shared, deadline_s, arrived_s)
-        read = await self._loop.run_in_executor(self._pool, _read_all, lane.loaded, rows)
+        read = await self._loop.run_in_executor(self._pool, lane.loaded.read_all, rows)
         self.check_room(len(rows), arrived_s, deadline_s)
         try:
             found = await self._ask_many(lane, read, deadline_s, arrived_s)
@@ -383,14 +389,6 @@ class Engine:
 
 
 # %% ../../notebooks/50_serve/10_engine.ipynb #read-all
-def _read_all(loaded: Loaded, rows: list[Any]) -> list[Any]:
-    try:
-        return [loaded.checker.read(row)[0] for row in rows]
-    except BadRow:
-        loaded.bundle.contract.parse_rows(rows)  # which knows the place of a row
-        raise
-
-
 def _here() -> asyncio.AbstractEventLoop | None:
     "The event loop that runs in this thread."
     try:

@@ -72,6 +72,14 @@ class Loaded:
         self.checker.obey(rows)
         return self._predictor(self.checker.columns(rows))
 
+    def read_all(self, rows: list[Any]) -> list[Values]:
+        "Rows from outside, checked; raises `BadRow` with the place of one."
+        try:
+            return [self.checker.read(row)[0] for row in rows]
+        except BadRow:
+            self.bundle.contract.parse_rows(rows)  # which knows the place of a row
+            raise
+
     def failure(self, scores: np.ndarray) -> WorkbenchError | None:
         "What to say when a score is no number."
         bad = np.flatnonzero(~np.isfinite(scores))
@@ -208,7 +216,6 @@ class Lane:
 
     def _settle(self, asks: list[Ask], results: list[Any], compute_s: float) -> None:
         counts, rows, started = self.counts, self._running, self._since
-        self.loaded.policy.observe(rows, compute_s)
         self._running = 0
         counts.batches += 1
         counts.rows += rows
@@ -226,6 +233,7 @@ class Lane:
             queue_s = started - ask.arrived_s
             counts.queue_s.add(queue_s)
             ask.settle(Done(found, queue_s, compute_s, rows))
+        self.loaded.policy.observe(rows, compute_s, now() - started)
 
     async def drain(self) -> None:
         "Wait until everything asked has been answered."
