@@ -165,6 +165,7 @@ d = {
         },
         "workbench.base.identity": {
             "workbench.base.identity._git": ("00_base/identity.html#_git", "workbench/base/identity.py"),
+            "workbench.base.identity._head": ("00_base/identity.html#_head", "workbench/base/identity.py"),
             "workbench.base.identity._installed": (
                 "00_base/identity.html#_installed",
                 "workbench/base/identity.py",

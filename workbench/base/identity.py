@@ -53,11 +53,16 @@ def _git(root: Path, *args: str, env: dict[str, str] | None = None) -> bytes:
     return done.stdout
 
 
-def _patch(root: Path) -> bytes:
+def _head(root: Path) -> tuple[str, Path, Path]:
+    "Commit, and where git keeps its objects and its index."
+    found = _git(root, "rev-parse", "HEAD", "--git-path", "objects", "--git-path", "index").decode()
+    commit, objects, index = found.split("\n")[:3]
+    return commit, root / objects, root / index
+
+
+def _patch(root: Path, objects: Path, index: Path) -> bytes:
     "What differs from HEAD, untracked files included, as a binary git patch."
     with tempfile.TemporaryDirectory() as folder:
-        found = _git(root, "rev-parse", "--git-path", "objects", "--git-path", "index").decode().split("\n")
-        objects, index = (root / name for name in found[:2])
         env = {
             **os.environ,
             "GIT_INDEX_FILE": f"{folder}/index",
@@ -74,8 +79,8 @@ def _patch(root: Path) -> bytes:
 def code_identity(root: Path, store: Store) -> dict[str, Any]:
     "`commit`, `patch` (sha256 in `store`, empty when clean) and a `note` where git could not say."
     try:
-        commit = _git(root, "rev-parse", "HEAD").decode().strip()
-        patch = _patch(root)
+        commit, objects, index = _head(root)
+        patch = _patch(root, objects, index)
     except (OSError, subprocess.SubprocessError):
         return {"commit": "", "patch": "", "note": f"{root} is not a git checkout with a commit"}
     if len(patch) > PATCH_LIMIT_BYTES:
