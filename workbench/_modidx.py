@@ -3199,6 +3199,10 @@ d = {
                 "20_data/parquet.html#parquetsource._read",
                 "workbench/data/parquet.py",
             ),
+            "workbench.data.parquet.ParquetSource._told": (
+                "20_data/parquet.html#parquetsource._told",
+                "workbench/data/parquet.py",
+            ),
             "workbench.data.parquet.ParquetSource._unfold": (
                 "20_data/parquet.html#parquetsource._unfold",
                 "workbench/data/parquet.py",
@@ -3250,6 +3254,7 @@ d = {
             "workbench.data.parquet._footer": ("20_data/parquet.html#_footer", "workbench/data/parquet.py"),
             "workbench.data.parquet._handle": ("20_data/parquet.html#_handle", "workbench/data/parquet.py"),
             "workbench.data.parquet._kept": ("20_data/parquet.html#_kept", "workbench/data/parquet.py"),
+            "workbench.data.parquet._schema": ("20_data/parquet.html#_schema", "workbench/data/parquet.py"),
             "workbench.data.parquet._stored": ("20_data/parquet.html#_stored", "workbench/data/parquet.py"),
             "workbench.data.parquet.write_parquet": (
                 "20_data/parquet.html#write_parquet",

@@ -64,6 +64,12 @@ def _file(place: Place, seen: Stat) -> Any:
     return parquet.ParquetFile(_handle(place), metadata=_footer(place, seen), page_checksum_verification=True)
 
 
+@lru_cache(maxsize=1_024)
+def _schema(place: Place, seen: Stat) -> "pyarrow.Schema":
+    with _file(place, seen) as file:
+        return file.schema_arrow
+
+
 _open_here = threading.local()  # the file that a reading thread has open
 
 
@@ -106,12 +112,18 @@ class ParquetSource(Source):
     @contextmanager
     def _open(self, keep: bool = False) -> Iterator[Any]:
         "The file; with `keep`, the one that this thread has open already."
-        try:
+        with self._told():
             if keep:
                 yield _kept(self.place)
             else:
                 with _file(self.place, stat(self.place)) as file:
                     yield file
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        "Damage, in words."
+        try:
+            yield
         except BadFeed:
             raise
         except _errors() as error:
@@ -121,9 +133,10 @@ class ParquetSource(Source):
     @property
     def schema(self) -> "pyarrow.Schema":
         "Names and types of all columns."
-        with self._open() as file:
-            once(str(self.place), file.schema_arrow.names)  # a name that is no text is found here
-            return file.schema_arrow
+        with self._told():
+            found = _schema(self.place, stat(self.place))
+            once(str(self.place), found.names)  # a name that is no text is found here
+            return found
 
     @property
     def columns(self) -> list[str]:
