@@ -139,7 +139,7 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in twice}
 
 
-_SEEN: dict[str, tuple[int, str, Any]] = {}  # module -> its spec, and its file's hash and shape, at the time
+_SEEN: dict[str, tuple[Any, str, Any]] = {}  # module -> its spec, and its file's hash and shape, at the time
 
 
 def _changed(module: Any, name: str, file: str, code: types.CodeType, tree: ast.Module) -> bool:
@@ -160,9 +160,9 @@ def _changed(module: Any, name: str, file: str, code: types.CodeType, tree: ast.
 def _stale(name: str, file: str) -> bool:
     "Whether the file would give other code than the module runs."
     module, digest = sys.modules[name], sha256_file(Path(file))
-    spec = id(getattr(module, "__spec__", None))  # importlib.reload makes another one
+    spec = getattr(module, "__spec__", None)  # importlib.reload makes another one; an id may come again
     seen = _SEEN.get(name)
-    if seen and seen[:2] == (spec, digest):
+    if seen and seen[0] is spec and seen[1] == digest:
         return False
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def _stale(name: str, file: str) -> bool:
     except SyntaxError:
         return True  # half edited: what runs is what it was before
     shape = _shape(code)
-    if seen and seen[0] == spec:
+    if seen and seen[0] is spec:
         return seen[2] != shape
     if _changed(module, name, file, code, tree):
         return True
