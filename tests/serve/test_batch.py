@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import toy
+from rays import free
 
 from workbench.base import records
 from workbench.base.errors import BadFeed, BadInput, FeedRefused
@@ -337,17 +338,20 @@ def test_twenty_kills_cost_no_row_and_double_none(
 
 
 @pytest.mark.ray
-def test_workers_of_a_ray_give_the_same_bits_and_may_die(there: Any, windy: Bundle, project: Path) -> None:
+def test_workers_of_a_ray_give_the_same_bits_and_may_die(
+    there: Any, windy: Bundle, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
     from workbench.serve import scorers
 
+    monkeypatch.setattr(scorers, "KEEP_S", 1.0)
     (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0.2))
     handed_out, seen = scorers._handed_out, []
 
     def killing(actors: list, order: object, left: list) -> object:
         for scored in handed_out(actors, order, left):
             if not seen:
-                import ray
-
                 ray.kill(actors[0])
             seen.append(scored.unit.key)
             yield scored
@@ -361,3 +365,4 @@ def test_workers_of_a_ray_give_the_same_bits_and_may_die(there: Any, windy: Bund
     (project / "windy_batch.py").write_text(FEATURES.format(nap_s=0))
     assert published(project / "scores").equals(expected(project, windy))
     assert records.find(scores.run).cost["cpu_s"] > 0
+    free(ray)  # idle workers give their cores back
