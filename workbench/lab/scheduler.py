@@ -142,6 +142,7 @@ def _aside(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     async def call(*args: Any, **options: Any) -> Any:
+        "The method, in a thread of its own."
         return await asyncio.to_thread(method, *args, **options)
 
     return call

@@ -313,6 +313,7 @@ def embed_with(net: Callable[[Tensor, Tensor], Tensor]) -> Embed:
     "A net, compiled or not, as what an `Encoder` calls."
 
     def embed(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        "Token numbers and mask [n, length] to vectors [n, width]."
         with torch.inference_mode():
             return net(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
 

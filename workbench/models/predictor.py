@@ -171,6 +171,7 @@ def _even(model: Any) -> Callable[[], None]:
         layer.forward = _with_rows(layer.forward)
 
     def undo() -> None:
+        "The layers' own `forward` again."
         for layer in layers:
             del layer.forward
 
@@ -179,6 +180,7 @@ def _even(model: Any) -> Callable[[], None]:
 
 def _with_rows(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def padded(x: Any) -> Any:
+        "The layer on FEW rows or more; the added ones are cut off again."
         rows = x.numel() // x.shape[-1]
         if rows >= FEW:
             return forward(x)

@@ -91,6 +91,7 @@ def _rows_of(tensor: Any) -> Callable[[int, int], np.ndarray]:
     import torch
 
     def rows(first: int, last: int) -> np.ndarray:
+        "The tensor's rows from `first` to `last`, as plain numbers of its width."
         some = tensor.detach().reshape(tensor.shape or (1,))[first:last].cpu().contiguous()
         return some.view(torch.uint8).numpy().view(f"u{some.element_size()}")
 
@@ -120,6 +121,7 @@ def join(sources: Sequence[Source], dim: int) -> Source:
         return Source(first.dtype, shape, lambda a, b: np.concatenate([s.rows(a, b) for s in sources], dim))
 
     def rows(a: int, b: int) -> np.ndarray:
+        "Rows `a` to `b` of all sources one after the other."
         found, at = [], 0
         for source in sources:
             count = source.shape[0]

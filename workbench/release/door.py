@@ -84,6 +84,7 @@ def door(ledger: Ledger, settings: Settings | None = None) -> App:
     async def app(
         scope: Any, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
+        "One request: read, answered in a thread, sent."
         if scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
                 await send({"type": "lifespan.startup.complete"})
@@ -97,6 +98,7 @@ def door(ledger: Ledger, settings: Settings | None = None) -> App:
         peer, body = (scope.get("client") or ("",))[0], await _body(receive)
 
         def work() -> tuple[int, Any]:
+            "Status and body of the answer."
             try:
                 _own_origin(headers)
                 if len(body) > BODY_LIMIT_BYTES:

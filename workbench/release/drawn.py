@@ -63,6 +63,7 @@ def calibration(
     span = math.ceil(span / step - 1e-9) * step
 
     def at(x: float, y: float) -> tuple[float, float]:
+        "Place of a point in the picture."
         return left + x / span * size, top + size - y / span * size
 
     parts = [_line(*at(0, 0), *at(span, span), dash="4 4")]
@@ -96,6 +97,7 @@ def slices(
     low, high = max(0.0, min(*edges, whole) - 0.01), min(1.0, max(*edges, whole) + 0.01)
 
     def at(value: float) -> float:
+        "Place of a value on the axis."
         return left + (value - low) / (high - low or 1) * wide
 
     bottom = 14 + tall * len(shown)
@@ -128,6 +130,7 @@ def moved(
     top = min(max(0.3, shown[0]["psi"]), 1.0)  # farther than 1 is simply far
 
     def at(value: float) -> float:
+        "Where a bar of that value ends."
         return left + min(value, top) / top * wide
 
     bottom = 8 + tall * len(shown)

@@ -155,6 +155,7 @@ def _parent(new: Evidence) -> str:
 
 def _proved(name: str) -> Measure:
     def measured(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
+        "Value and how it was measured, from the proof of that name."
         found = new.proof.get(name) or {"value": None, "how": "not measured"}
         return _known(found["value"]), found["how"]
 
@@ -163,6 +164,7 @@ def _proved(name: str) -> Measure:
 
 def _of_load(name: str) -> Measure:
     def measured(new: Evidence, baseline: Evidence, champion: Evidence | None) -> tuple[float | None, str]:
+        "Value and how it was measured, from the load test."
         found = new.proof.get("load")
         if not found:
             return None, Unasked("no target rate was asked for")

@@ -206,6 +206,7 @@ def _move(
     "Move the alias, end the request and write the entry, in one transaction."
 
     def also(db: sqlite3.Connection) -> None:
+        "What belongs to the same transaction: the request's end and the audit's line."
         if request:
             end(db, request, "promoted")
         detail = {"alias": alias, "previous": previous or 0, "request": request.id if request else 0}
@@ -358,6 +359,7 @@ def rollback(
     audit.prepare(book)
 
     def also(db: sqlite3.Connection) -> None:
+        "The audit's line, in the same transaction."
         audit.note(db, by.name, "rollback", name, alias=alias, why=why)
 
     with start("rollback", name, params={"alias": alias, "why": why}, ledger=book) as run:

@@ -208,6 +208,7 @@ def graph_of(known: Known) -> tuple[list[Node], list[tuple[str, str]]]:
     bundle, nodes, edges = known.bundle, list[Node](), list[tuple[str, str]]()
 
     def feed(id: str, seen: dict[str, Any]) -> None:
+        "Add a feed's node."
         rows = f"{seen['rows']:,} rows" if seen.get("rows") is not None else "not in these records"
         nodes.append(Node(id, f"feed {seen.get('feed', '')}", (rows, seen["fingerprint"][:12])))
 

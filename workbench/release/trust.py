@@ -56,6 +56,7 @@ def trust(
     detail = {"digest": found.digest, "model": found.meta["model"], "was": was, "why": why}
 
     def also(db: sqlite3.Connection) -> None:
+        "The audit's line, in the same transaction."
         audit.note(db, by.name, "trust", str(ref), **detail)
 
     if name:

@@ -102,6 +102,7 @@ def _service() -> "type[fastapi.FastAPI]":
         direct: Direct  # what a server of ours asks first
 
         async def pages(self, scope: Scope, receive: Receive, send: Send) -> None:
+            "The routes of the framework."
             await super().__call__(scope, receive, send)
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,6 +178,7 @@ def _pages(
 
     def _page(make: Callable[[], tuple[bytes, str]]) -> Callable[[Any], Any]:
         async def show(request: Any) -> Any:
+            "What `make` gives, as an answer."
             content, kind = make()
             return response(content, media_type=kind, headers=HEADERS if content is PAGE else None)
 

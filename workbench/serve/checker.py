@@ -35,6 +35,7 @@ def _number_reader(column: Column) -> Reader:
     if column.dtype == "int":
 
         def read_int(value: Any) -> int:
+            "A whole number within the limits, or `_Unusual`."
             if type(value) is int and low <= value <= high:
                 return value
             raise _Unusual
@@ -42,6 +43,7 @@ def _number_reader(column: Column) -> Reader:
         return read_int
 
     def read_float(value: Any) -> float:
+        "A number within the limits, or `_Unusual`."
         kind = type(value)
         if kind is float and low <= value <= high and (value or math.copysign(1.0, value) > 0):
             return value  # -0.0 equals 0.0 as a key and may score differently
@@ -56,6 +58,7 @@ def _text_reader(column: Column) -> Reader:
     longest = column.max_len if column.max_len is not None else math.inf
 
     def read_text(value: Any) -> str:
+        "A plain text that is not too long, or `_Unusual`."
         if type(value) is str and value.isascii() and len(value) <= longest:
             return value
         raise _Unusual
@@ -65,6 +68,7 @@ def _text_reader(column: Column) -> Reader:
 
 def _bool_reader(column: Column) -> Reader:
     def read_bool(value: Any) -> bool:
+        "True or false, or `_Unusual`."
         if type(value) is bool:
             return value
         raise _Unusual
@@ -74,6 +78,7 @@ def _bool_reader(column: Column) -> Reader:
 
 def _any_reader(column: Column) -> Reader:
     def read_any(value: Any) -> Any:
+        "What the column itself reads, or `_Unusual`."
         found = column.read(value)
         if column.fault(found):
             raise _Unusual
@@ -99,6 +104,7 @@ def reader(column: Column) -> Reader:
         return read
 
     def read_limited(value: Any) -> Any:
+        "What `read` gives, where it is allowed, or `_Unusual`."
         if value is None and column.nullable:
             return None
         found = read(value)

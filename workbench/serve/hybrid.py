@@ -44,6 +44,7 @@ def here(engine: Engine, name: str = "edge", usd_per_1000: float = 0.0) -> Place
     "An engine of this process: running, or asked at once; it may see everything."
 
     async def ask(rows: list[dict[str, Any]], left_s: float) -> list[float]:
+        "Scores by the engine in this process."
         if engine.running:
             return (await engine.ask(rows, deadline_s=left_s)).scores
         return engine.scores(rows)
@@ -70,6 +71,7 @@ def there(
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
 
     def post(rows: list[dict[str, Any]], left_s: float) -> list[float]:
+        "Scores from the service at `url`, within the time that is left."
         limit = {"x-deadline-ms": str(max(1, int(left_s * 1e3)))}
         body = json.dumps({"rows": rows}, default=str).encode()
         asked = urllib.request.Request(url, body, headers | limit, method="POST")
@@ -86,6 +88,7 @@ def there(
             raise Unavailable(f"{name} does not answer: {error}"[:300], "ask another site") from None
 
     async def ask(rows: list[dict[str, Any]], left_s: float) -> list[float]:
+        "Scores from far, without holding up the loop."
         return await asyncio.to_thread(post, rows, left_s)
 
     return Place(Site(name, kind, usd_per_1000, expected_s, private), ask)

@@ -189,11 +189,13 @@ class _Gun:
         self.left = len(due)
 
     def close(self) -> None:
+        "Close every connection."
         for key in list(self.selector.get_map().values()):
             key.data.sock.close()
         self.selector.close()
 
     def open(self, connections: int) -> None:
+        "So many connections, all idle."
         for index in range(connections):
             line = _Line(self.target, index)
             self.selector.register(line.sock, selectors.EVENT_READ, line)
@@ -217,6 +219,7 @@ class _Gun:
             self.idle.append(other)
 
     def finish(self, line: _Line, status: int, at_s: float) -> None:
+        "Note an answer; the connection is idle again, or renewed where the server closed it."
         self.done[line.due], self.status[line.due] = at_s, status
         self.left -= 1
         if self.pool and line.closes:
@@ -225,6 +228,7 @@ class _Gun:
         self.idle.append(line)
 
     def lose(self, number: int) -> None:
+        "Note a request that will have no answer."
         self.left -= 1
         self.status[number] = LOST
 
@@ -248,6 +252,7 @@ class _Gun:
                 self.renew(line)
 
     def hear(self, wait_s: float, begin: float) -> None:
+        "Take the answers that have come, waiting at most `wait_s`."
         for key, _ in self.selector.select(wait_s):
             line: _Line = key.data
             try:
@@ -264,6 +269,7 @@ class _Gun:
                 self.finish(line, status, time.perf_counter() - begin)
 
     def expire(self, at_s: float) -> None:
+        "Lose the requests that have waited too long."
         for line in [one for one in self.busy.values() if at_s - self.due[one.due] > self.timeout_s]:
             self.lose(line.due)
             self.renew(line)
@@ -335,6 +341,7 @@ def summarise(fired: Fired, *, good_s: float = 1.0, first_s: float = 0.0, last_s
     span_s = max(min(last_s, due[-1]) - first_s, 1e-9) if len(due) else 1.0
 
     def at(which: np.ndarray, share: float) -> float:
+        "Percentile `share` of the latencies picked, in ms."
         return float(np.percentile(took_ms[which], share)) if which.any() else 0.0
 
     good = int((ok & (took_ms <= good_s * 1e3)).sum())

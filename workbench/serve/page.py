@@ -26,6 +26,7 @@ def live(engine: Engine, meters: Meters, traffic: Traffic | None = None) -> dict
     counts, policy = engine.counts, engine.loaded.policy
 
     def ms(histogram: Any, share: float) -> float | None:
+        "A quantile in ms; None where it is beyond the last bucket."
         bound = histogram.quantile(share)
         return None if bound == float("inf") else bound * 1e3
 
