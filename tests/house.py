@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +158,7 @@ def sync_violations(root: Path, scratch: Path) -> list[str]:
 
 
 def size_violations(root: Path) -> list[str]:
-    "Functions over 50 lines, modules over 400 lines of code, star imports, public names without types or docstring."
+    "Functions over 50 lines, modules over 400 lines of code, star imports, functions without types, and named ones (also inside others) without docstring."
     bad, lengths = [], []
     for path in sorted((root / "workbench").rglob("*.py")):
         if path.name == "_modidx.py":
@@ -168,26 +167,16 @@ def size_violations(root: Path) -> list[str]:
         code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
         bad += [f"{where} has {len(code)} lines of code"] if len(code) > 400 else []
         tree = ast.parse(text)
-        public = set(_public(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
                 bad.append(f"{where}:{node.lineno} imports *")
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lengths.append(node.end_lineno - node.lineno + 1)
-                bad += _function_violations(node, f"{where}:{node.lineno} {node.name}", node in public)
+                bad += _function_violations(
+                    node, f"{where}:{node.lineno} {node.name}", not node.name.startswith("_")
+                )
     median = sorted(lengths)[len(lengths) // 2] if lengths else 0
     return bad + ([f"the median function has {median} lines"] if median >= 10 else [])
-
-
-def _public(scope: ast.AST) -> Iterator[ast.AST]:
-    "Functions that others can name: those of the module and the methods of its public classes, not what is inside a function."
-    for node in ast.iter_child_nodes(scope):
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            yield from _public(node)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
-            yield node
-        elif isinstance(node, ast.If | ast.Try | ast.With):
-            yield from _public(node)
 
 
 def _function_violations(node: ast.FunctionDef | ast.AsyncFunctionDef, where: str, public: bool) -> list[str]:
