@@ -13,6 +13,7 @@ Modules:
 
 - `workbench.base.audit`: Who decided what, and nobody changes it afterwards unnoticed.
 - `workbench.base.bill`: What all of it has cost: by kind and name of run, by model, per 1,000 predictions.
+- `workbench.base.displays`: Which displays of progress there are, by name; whoever brings one says where it is.
 - `workbench.base.errors`: One tree; every message says what happened, the value, and what to do.
 - `workbench.base.events`: One line an event, with the run it belongs to.
 - `workbench.base.html`: What every noun looks like in a notebook, escaped.
@@ -293,12 +294,14 @@ Modules:
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
 
 from workbench.base.errors import MissingExtra as _MissingExtra
-from workbench.base.progress import register as _register
+from workbench.base.displays import register as _register
+
+TYPE_CHECKING = False  # `typing` itself would take as long to import as the rest of this file
 
 if TYPE_CHECKING:
+    from typing import Any
     from workbench.base.progress import track
     from workbench.base.records import Run, runs
     from workbench.base.settings import project_path
@@ -392,7 +395,7 @@ __all__ = sorted([*_HOME, "__version__"])  # pyright: ignore
 _register("notebook", "workbench.lab.panels:Panel")
 
 
-def load_ipython_extension(shell: Any) -> None:
+def load_ipython_extension(shell: "Any") -> None:
     "What `%load_ext workbench` does: `%%remote`, and interrupts that reach the cluster."
     importlib.import_module("workbench.lab.magics").load_ipython_extension(shell)
 
@@ -401,7 +404,7 @@ if "ipykernel" in sys.modules and (_shell := sys.modules["IPython"].get_ipython(
     load_ipython_extension(_shell)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     try:

@@ -62,6 +62,12 @@ d = {
             "workbench.base.bill._seconds": ("00_base/bill.html#_seconds", "workbench/base/bill.py"),
             "workbench.base.bill.cost": ("00_base/bill.html#cost", "workbench/base/bill.py"),
         },
+        "workbench.base.displays": {
+            "workbench.base.displays.register": (
+                "00_base/displays.html#register",
+                "workbench/base/displays.py",
+            )
+        },
         "workbench.base.errors": {
             "workbench.base.errors.BadFeed": ("00_base/errors.html#badfeed", "workbench/base/errors.py"),
             "workbench.base.errors.BadInput": ("00_base/errors.html#badinput", "workbench/base/errors.py"),
@@ -315,10 +321,6 @@ d = {
                 "workbench/base/progress.py",
             ),
             "workbench.base.progress.State": ("00_base/progress.html#state", "workbench/base/progress.py"),
-            "workbench.base.progress.State.__init__": (
-                "00_base/progress.html#state.__init__",
-                "workbench/base/progress.py",
-            ),
             "workbench.base.progress.State.eta_s": (
                 "00_base/progress.html#state.eta_s",
                 "workbench/base/progress.py",
@@ -385,10 +387,6 @@ d = {
             ),
             "workbench.base.progress.display_name": (
                 "00_base/progress.html#display_name",
-                "workbench/base/progress.py",
-            ),
-            "workbench.base.progress.register": (
-                "00_base/progress.html#register",
                 "workbench/base/progress.py",
             ),
             "workbench.base.progress.track": ("00_base/progress.html#track", "workbench/base/progress.py"),

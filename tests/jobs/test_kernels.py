@@ -22,9 +22,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from workbench.base.displays import register
 from workbench.base.errors import BadInput, JobFailed, Stopped, Unavailable
 from workbench.base.ledger import Ledger
-from workbench.base.progress import Quiet, register
+from workbench.base.progress import Quiet
 from workbench.base.records import runs
 from workbench.jobs import kernels, line
 from workbench.jobs.runner import run
@@ -217,7 +218,7 @@ def test_stop_time_limit_and_output_cap_hold(
     sleeper = write("n = 0", "import time\ntime.sleep(60)")
     with pytest.raises(JobFailed, match=r"it ran out of time \(1 s\)"):
         run(sleeper, ledger=ledger, timeout_s=1)
-    register("stopping-soon", StopAtOnce)  # type: ignore[arg-type]
+    register("stopping-soon", StopAtOnce)
     monkeypatch.setenv("WORKBENCH_DISPLAY", "stopping-soon")
     with pytest.raises(Stopped):
         run(sleeper, ledger=ledger)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from books import executed, statuses
 
+from workbench.base.displays import register
 from workbench.base.errors import (
     BadInput,
     BadParameter,
@@ -22,7 +23,7 @@ from workbench.base.errors import (
     Stopped,
     Unavailable,
 )
-from workbench.base.progress import Quiet, register
+from workbench.base.progress import Quiet
 from workbench.base.records import Ledger, find, runs
 from workbench.jobs.runner import run
 
@@ -201,7 +202,7 @@ class StopAtOnce(Quiet):
 
 
 def test_stop_works_in_the_middle_of_a_cell(write, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    register("stopping", StopAtOnce)  # type: ignore[arg-type]
+    register("stopping", StopAtOnce)
     monkeypatch.setenv("WORKBENCH_DISPLAY", "stopping")
     with pytest.raises(Stopped):
         run(write("n = 0", "import time\ntime.sleep(60)"), ledger=ledger)
@@ -265,7 +266,7 @@ class Watching(Quiet):
 
 
 def test_a_run_is_expected_to_take_what_the_last_ones_took(write, ledger: Ledger, monkeypatch) -> None:
-    register("watching", Watching)  # type: ignore[arg-type]
+    register("watching", Watching)
     monkeypatch.setenv("WORKBENCH_DISPLAY", "watching")
     path = write("n = 0")
     first = run(path, ledger=ledger)

@@ -67,7 +67,7 @@ def test_kills_of_a_process_cost_an_interval_each_and_change_no_bit(tmp_path: Pa
         log.mkdir()
     assert one_life(tmp_path / "a", whole, 0, None)
     kills = 0
-    while not one_life(tmp_path / "b", parts, kills, rng.randrange(3, 40) if kills < most else None):
+    while not one_life(tmp_path / "b", parts, kills, rng.randrange(3, 25) if kills < most else None):
         kills += 1
     lost = training.once(parts)
     print(f"{kills} kills, at most {lost} steps lost at once, a checkpoint every {EVERY}")

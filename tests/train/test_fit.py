@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from workbench.base import progress
+from workbench.base import displays, progress
 from workbench.base.errors import BadInput, Stopped, WorkbenchError
 from workbench.base.records import find, runs
 from workbench.compute.cluster import started_in
@@ -120,7 +120,7 @@ class Watch(progress.Quiet):
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    monkeypatch.setitem(progress._DISPLAYS, "watch", Watch)
+    monkeypatch.setitem(displays.DISPLAYS, "watch", Watch)
     monkeypatch.setenv("WORKBENCH_DISPLAY", "watch")
     monkeypatch.setattr(Watch, "seen", [])
     return Watch.seen

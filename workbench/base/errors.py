@@ -54,7 +54,6 @@ __all__ = [
 import importlib
 import sys
 from types import ModuleType, TracebackType
-from typing import Any
 
 
 # %% ../../notebooks/00_base/10_errors.ipynb #workbench-error
@@ -214,7 +213,7 @@ def need(
 # %% ../../notebooks/00_base/10_errors.ipynb #expected
 def expected(
     what: str,  # the argument
-    value: Any,
+    value: object,
     kind: type | tuple[type, ...],  # what it may be; True is no number
     hint: str,  # what to give instead
 ) -> None:

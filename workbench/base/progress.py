@@ -15,46 +15,42 @@ __all__ = [
     "Quiet",
     "Log",
     "Terminal",
-    "register",
     "display_name",
     "Tracker",
     "track",
 ]
 
 # %% ../../notebooks/00_base/80_progress.ipynb #fd0fb2dc
-import importlib
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .errors import Stopped
+from .displays import DISPLAYS
+from .errors import NotFound, Stopped
+from .objects import load_object
 
 UPDATE_EVERY_S = 0.1
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #state
-class State:  # no dataclass: a command that is handed to a warm process waits for this module
+@dataclass
+class State:
     "What a display shows."
 
-    def __init__(
-        self,
-        what: str,
-        stage: str = "",
-        done: int = 0,
-        total: int | None = None,
-        unit: str = "rows",
-        metrics: dict[str, float] | None = None,
-        curves: dict[str, list[tuple[int, float]]] | None = None,
-        *,
-        outcome: str = "",
-    ) -> None:
-        self.what, self.stage, self.done, self.total, self.unit = what, stage, done, total, unit
-        self.metrics, self.curves, self.outcome = metrics or {}, curves or {}, outcome
-        self.started_at = time.monotonic()
-        self.expected_s: float | None = None  # of this stage, from earlier runs
+    what: str
+    stage: str = ""
+    done: int = 0
+    total: int | None = None
+    unit: str = "rows"
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    outcome: str = field(default="", kw_only=True)
+    started_at: float = field(default_factory=time.monotonic, init=False)
+    expected_s: float | None = field(default=None, init=False)  # of this stage, from earlier runs
 
     @property
     def share(self) -> float:
@@ -156,34 +152,24 @@ class Terminal:
         self.bar.close()
 
 
-_DISPLAYS: dict[str, Any] = {"terminal": Terminal, "log": Log, "quiet": Quiet}
-
-
-def register(name: str, target: str) -> None:
-    "Add a display by import path, `module:Class`; it is imported when first used."
-    _DISPLAYS[name] = target
-
-
 # %% ../../notebooks/00_base/80_progress.ipynb #choose
 def display_name() -> str:
     "Which display this process uses."
     asked = os.environ.get("WORKBENCH_DISPLAY", "")
-    if asked in _DISPLAYS:
+    if asked in DISPLAYS:
         return asked
-    if _in_kernel() and "notebook" in _DISPLAYS:
+    if _in_kernel() and "notebook" in DISPLAYS:
         return "notebook"
     return "terminal" if sys.stderr.isatty() else "log"
 
 
 def _display(tracker: "Tracker") -> Display:
-    target = _DISPLAYS[display_name()]
-    if isinstance(target, str):
-        module, _, name = target.partition(":")
-        try:
-            target = getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError:  # no ipywidgets in this kernel: a plain line is still progress
-            target = Log
-    return target(tracker)
+    kind = DISPLAYS[display_name()]
+    try:
+        kind = load_object(kind) if isinstance(kind, str) else kind
+    except (ModuleNotFoundError, NotFound):  # no ipywidgets in this kernel: a plain line is still progress
+        kind = Log
+    return kind(tracker)
 
 
 # %% ../../notebooks/00_base/80_progress.ipynb #tracker

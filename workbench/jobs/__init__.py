@@ -1,9 +1,11 @@
 """Notebooks as jobs. `workbench.jobs.result` is the function that a notebook says its result with."""
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workbench.jobs.outcome import result as result
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "result":
         from workbench.jobs.outcome import result
 

@@ -41,10 +41,11 @@ from pathlib import Path
 from typing import Any
 
 from ..base import errors
+from ..base.displays import register
 from ..base.errors import NotFound, Stopped, Unavailable, WorkbenchError, need
 from ..base.identity import environment
 from ..base.ledger import Ledger
-from ..base.progress import State, Tracker, register
+from ..base.progress import State, Tracker
 from ..base.records import recover
 from ..base.store import Store, private_folder
 from ..compute.cluster import Cluster, connect
