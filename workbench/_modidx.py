@@ -6470,6 +6470,7 @@ d = {
                 "80_jobs/waiting.html#_connection_info",
                 "workbench/jobs/waiting.py",
             ),
+            "workbench.jobs.waiting._disarm": ("80_jobs/waiting.html#_disarm", "workbench/jobs/waiting.py"),
             "workbench.jobs.waiting._environment": (
                 "80_jobs/waiting.html#_environment",
                 "workbench/jobs/waiting.py",

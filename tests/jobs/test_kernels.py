@@ -173,12 +173,16 @@ def test_everything_a_cell_puts_out_is_what_it_puts_out_cold(
 def test_what_a_notebook_left_for_its_end_is_done(write, ledger: Ledger, warm: Any, tmp_path: Path) -> None:
     "Handlers, a thread that still works and what is buffered, as at the end of a cold kernel."
     late = f"open({str(tmp_path / 'thread')!r}, 'w').write('done')"
-    code = f"""import atexit, threading, time
+    code = f"""import atexit, threading, time, weakref
 atexit.register(lambda: open({str(tmp_path / "handler")!r}, 'w').write('done'))
+open_file = open({str(tmp_path / "buffered")!r}, 'w'); open_file.write('done')
+weakref.finalize(time, lambda: open({str(tmp_path / "finalizer")!r}, 'w').write('done'))
 threading.Thread(target=lambda: (time.sleep(0.3), {late})).start()"""
     job = run(write("n = 0", code), ledger=ledger)
     assert how(job.folder) == "warm"
-    assert [(tmp_path / name).read_text() for name in ("thread", "handler")] == ["done", "done"]
+    assert [(tmp_path / name).read_text() for name in ("thread", "handler", "finalizer", "buffered")] == [
+        "done"
+    ] * 4
 
 
 @pytest.mark.parametrize(
