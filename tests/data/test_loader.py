@@ -236,6 +236,17 @@ def test_twenty_random_places_resume_over_other_ranks(small_units: None) -> None
         assert rest[0] == rest[1] and seen + Counter(sum(rest[0], [])) == Counter(range(ROWS))
 
 
+def test_the_last_row_is_dealt_to_each_of_more_ranks(small_units: None) -> None:
+    alone = loader(pieces(), batch_size=ROWS - 1)
+    passing = iter(alone)
+    first = next(passing).tolist()
+    passing.close()
+    ranks = [loader(pieces(), rank=rank, world=3).resume(alone.state()) for rank in range(3)]
+    rest = [drawn(batches) for batches in ranks]
+    assert rest == [rest[0]] * 3 and sorted(first + rest[0]) == list(range(ROWS))
+    assert [batches.epoch for batches in ranks] == [1] * 3
+
+
 def test_a_dropped_pass_counts_for_nothing(small_units: None) -> None:
     batches = loader(pieces())
     one = next(iter(batches)).tolist()

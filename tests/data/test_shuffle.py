@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.base.errors import BadInput
 from workbench.data.shuffle import (
     RUN,
     TILE,
@@ -21,6 +20,7 @@ from workbench.data.shuffle import (
     packed,
     quality,
     run_order,
+    share,
     tiles,
     woven,
 )
@@ -158,9 +158,10 @@ def test_ranks_have_as_many_batches_of_nearly_one_size(rows: int, world: int, dr
         assert total == rows if not drop_last else rows - total < world * (batch_size + 1)
 
 
-def test_more_ranks_than_rows_are_refused() -> None:
-    with pytest.raises(BadInput, match="2 rows for 3 ranks"):
-        bounds(2, 3, 0, 10)
+def test_fewer_rows_than_ranks_are_one_batch_of_every_rank() -> None:
+    assert [bounds(2, 3, rank, 1).tolist() for rank in range(3)] == [[0, 2]] * 3
+    assert [share(2, 3, rank) for rank in range(3)] == [(0, 2)] * 3
+    assert bounds(2, 3, 0, 1, drop_last=True).tolist() == [0]
 
 
 @pytest.mark.parametrize("size", [8192, 1024, 256])

@@ -46,8 +46,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..base.errors import BadInput
-
 LANES = 8  # units that a batch is drawn from: quality of the shuffle against memory, time and the first batch
 WINDOW = 65_536  # rows for which the shares of the lanes are fixed
 TURN = 8  # rows that a lane gives at once
@@ -83,7 +81,9 @@ def shuffled(cuts: list[Cut], *key: int) -> list[Cut]:
 
 # %% ../../notebooks/20_data/11_shuffle.ipynb #deal
 def share(rows: int, world: int, rank: int) -> tuple[int, int]:
-    "First and last row (exclusive) of a rank's slice of `rows`."
+    "First and last row (exclusive) of a rank's slice of `rows`; fewer rows than ranks are every rank's."
+    if rows < world:  # the mean of equal gradients is the gradient of these rows: they count once
+        return 0, rows
     size, odd = divmod(rows, world)
     start = rank * size + min(rank, odd)
     return start, start + size + (rank < odd)
@@ -317,8 +317,8 @@ def bounds(
 ) -> np.ndarray:
     "int64 [steps + 1]: where each batch of a rank begins and ends; as many steps for every rank."
     least = rows // world
-    if not least:
-        raise BadInput(f"{rows} rows for {world} ranks", "use fewer ranks")
+    if not least:  # what another number of ranks has left of an epoch
+        return np.array([0] if drop_last or not rows else [0, rows], np.int64)
     steps = least // batch_size if drop_last else math.ceil(least / batch_size)
     edges = np.arange(steps + 1, dtype=np.int64) * batch_size
     if not drop_last:

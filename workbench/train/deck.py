@@ -35,6 +35,8 @@ class Deck:
         self.rows = len(arrays[0])
         if any(len(array) != self.rows for array in arrays):
             raise BadInput(f"arrays of {[len(array) for array in arrays]} rows", "give equally long ones")
+        if self.rows < world:
+            raise BadInput(f"{self.rows} rows for {world} ranks", "use fewer ranks")
         self.arrays = [array.to(device) for array in arrays]
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.epoch, self.legs = 0, []
