@@ -170,6 +170,14 @@ def test_everything_a_cell_puts_out_is_what_it_puts_out_cold(
     assert early.metrics == late.metrics == {"a": 1}
 
 
+def test_a_kernel_that_was_left_can_be_asked_how_it_is(warm: Any, tmp_path: Path) -> None:
+    kernel, why = kernels.take(os.environ, str(tmp_path))
+    assert kernel, why
+    assert kernel.poll() is None
+    kernel.leave()
+    assert kernel.poll() is None and kernel.returncode is None
+
+
 def test_what_a_notebook_left_for_its_end_is_done(write, ledger: Ledger, warm: Any, tmp_path: Path) -> None:
     "Handlers, a thread that still works and what is buffered, as at the end of a cold kernel."
     late = f"open({str(tmp_path / 'thread')!r}, 'w').write('done')"

@@ -49,7 +49,8 @@ class WarmKernel:
     def poll(self) -> int | None:
         "How it ended, minus the signal that killed it; None while it runs."
         if self.returncode is None:
-            if not select.select([self.connection], [], [], 0)[0]:
+            left = self.connection.fileno() < 0  # it lives, and is no longer ours
+            if left or not select.select([self.connection], [], [], 0)[0]:
                 return None
             self._ended()
         return self.returncode
