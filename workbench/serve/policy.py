@@ -82,9 +82,8 @@ class Policy:
     max_rows: int = SIZES[-1]
     seconds: dict[int, float] = field(default_factory=dict)  # on its way, by batch size
     best_rows: int = 1
-    _least: dict[int, float] = field(
-        default_factory=dict, repr=False
-    )  # that the model took lately, by batch size
+    # That the model alone took lately, by batch size.
+    _least: dict[int, float] = field(default_factory=dict, repr=False)
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
     _batches: int = field(default=0, repr=False)
     _known: list[int] = field(default_factory=list, repr=False)  # sizes, sorted
@@ -165,9 +164,8 @@ class Policy:
     def late_s(self, rows: int, queued: int, busy_s: float, budget_s: float) -> float:
         "Seconds by which `rows` more would wait too long, as in `admit`; 0 when there is room."
         wait_s = busy_s + self.work_s(queued + rows)
-        alone = (
-            wait_s - self.work_s(rows) <= 1e-3
-        )  # who waits for nobody is tried, or a slow hour would never end
+        # Who waits for nobody is tried, or a slow hour would never end.
+        alone = wait_s - self.work_s(rows) <= 1e-3
         return 0.0 if alone else max(0.0, wait_s - budget_s * self.headroom)
 
     def admit(
