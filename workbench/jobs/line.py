@@ -25,10 +25,6 @@ try:
 except ImportError:
     from hashlib import blake2b
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 ROLES = ("kernels", "runs")
 _WAIT_S = 60.0
 _LONGEST = 80  # characters of the folder; a socket's whole path may have 107
@@ -59,7 +55,6 @@ _HARMLESS = frozenset(
 
 # %% auto #0
 __all__ = [
-    "TYPE_CHECKING",
     "ROLES",
     "READ_IN_C",
     "digest",
@@ -73,6 +68,11 @@ __all__ = [
     "hear",
     "forward",
 ]
+
+# %% ../../notebooks/80_jobs/11_line.ipynb #line-types
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 # %% ../../notebooks/80_jobs/11_line.ipynb #place
