@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from books import Write, write_book
+from demos import done  # noqa: F401
 from rays import there  # noqa: F401
 
 from workbench.base.records import Ledger
@@ -22,6 +23,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 multiprocessing.set_forkserver_preload(
     ["pytest", "numpy", "workbench.models.shelf", "workbench.release.registry"]
 )
+
+# Tests that run beside others have a core, not all of them: threads that wait for each other there only burn it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
+
+# These share what is dear to start: a JupyterLab, the data that the demo brings. Others share a process by file.
+TOGETHER = {"flights/test_demo.py": "demo", "e2e/test_train_notebook.py": "demo", "e2e/": "lab"}
 
 # Each takes a core for half a minute or more: they start first, so that none runs alone at the end.
 LONG = (
@@ -41,6 +49,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return next((n for n, part in enumerate(LONG) if f"tests/{part}" in item.path.as_posix()), len(LONG))
 
     items.sort(key=place)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        "By file, but for those that share more."
+
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return next((name for part, name in TOGETHER.items() if f"tests/{part}" in path), path)
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +103,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "tiny"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
+    mounted = subprocess.run(command, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
