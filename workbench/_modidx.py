@@ -536,6 +536,7 @@ d = {
                 "00_base/store.html#atomic_write",
                 "workbench/base/store.py",
             ),
+            "workbench.base.store.give_way": ("00_base/store.html#give_way", "workbench/base/store.py"),
             "workbench.base.store.private_folder": (
                 "00_base/store.html#private_folder",
                 "workbench/base/store.py",
@@ -9330,6 +9331,18 @@ d = {
                 "50_serve/checker.html#checker.read",
                 "workbench/serve/checker.py",
             ),
+            "workbench.serve.checker._Together": (
+                "50_serve/checker.html#_together",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._Together.__init__": (
+                "50_serve/checker.html#_together.__init__",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._Together.read": (
+                "50_serve/checker.html#_together.read",
+                "workbench/serve/checker.py",
+            ),
             "workbench.serve.checker._Unusual": (
                 "50_serve/checker.html#_unusual",
                 "workbench/serve/checker.py",
@@ -9342,8 +9355,16 @@ d = {
                 "50_serve/checker.html#_bool_reader",
                 "workbench/serve/checker.py",
             ),
+            "workbench.serve.checker._limits": (
+                "50_serve/checker.html#_limits",
+                "workbench/serve/checker.py",
+            ),
             "workbench.serve.checker._number_reader": (
                 "50_serve/checker.html#_number_reader",
+                "workbench/serve/checker.py",
+            ),
+            "workbench.serve.checker._places": (
+                "50_serve/checker.html#_places",
                 "workbench/serve/checker.py",
             ),
             "workbench.serve.checker._text_reader": (
@@ -10484,10 +10505,6 @@ d = {
                 "50_serve/requestlog.html#requestlog.schema",
                 "workbench/serve/requestlog.py",
             ),
-            "workbench.serve.requestlog._dated": (
-                "50_serve/requestlog.html#_dated",
-                "workbench/serve/requestlog.py",
-            ),
             "workbench.serve.requestlog._remove_stale": (
                 "50_serve/requestlog.html#_remove_stale",
                 "workbench/serve/requestlog.py",
@@ -10498,6 +10515,10 @@ d = {
             ),
             "workbench.serve.requestlog._settle": (
                 "50_serve/requestlog.html#_settle",
+                "workbench/serve/requestlog.py",
+            ),
+            "workbench.serve.requestlog._struct": (
+                "50_serve/requestlog.html#_struct",
                 "workbench/serve/requestlog.py",
             ),
             "workbench.serve.requestlog._tables": (
@@ -10745,6 +10766,7 @@ d = {
                 "50_serve/shadow.html#_child.end",
                 "workbench/serve/shadow.py",
             ),
+            "workbench.serve.shadow._as_line": ("50_serve/shadow.html#_as_line", "workbench/serve/shadow.py"),
             "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
         },
         "workbench.serve.switch": {

@@ -13,6 +13,7 @@ __all__ = [
     "private_folder",
     "atomic_path",
     "atomic_write",
+    "give_way",
     "atomic_folder",
     "sha256_bytes",
     "sha256_file",
@@ -23,6 +24,7 @@ __all__ = [
 import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +92,15 @@ def atomic_write(path: Path, data: bytes | str) -> Path:
     with atomic_path(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+# %% ../../notebooks/00_base/40_store.ipynb #give-way
+def give_way(
+    steps: int,  # of niceness
+) -> None:
+    "Let others have a core before this thread, where a thread has a priority of its own (Linux): for one that writes beside others that answer."
+    if sys.platform == "linux":
+        os.nice(steps)
 
 
 # %% ../../notebooks/00_base/40_store.ipynb #atomic-folder

@@ -1,7 +1,7 @@
 """What was asked, what was answered, by which version: kept as Parquet without slowing an answer.
 
 - One row a prediction: time, request id, position in the request, model, version, run of the service, prediction, and the request's own row as one struct (so a column called `version` in a contract cannot collide).
-- Answering appends to a list; a thread writes. A part is due after `flush_rows` rows or `flush_s` seconds, and at shutdown.
+- Answering appends to a list; a thread writes, and gives way to those that answer. A part is due after `flush_rows` rows or `flush_s` seconds, and at shutdown.
 - A part appears whole or not at all: kill -9 loses what was not due yet, never a file.
 - A full disk does not stop the service: rows wait in memory up to `max_pending`, beyond that they are counted as lost.
 - A share of the requests can be kept instead of all (`share`): chosen by the request's id, so that what is known of a request later finds all of it or nothing.
@@ -43,7 +43,7 @@ from zlib import crc32
 
 from ..base import events
 from ..base.errors import BadSetting, NotFound, need
-from ..base.store import Store, atomic_path
+from ..base.store import Store, atomic_path, give_way
 from ..data.column import moment
 from ..data.contract import Contract, near
 
@@ -99,24 +99,33 @@ def arrow_schema(contract: Contract, outcomes: bool = False) -> "pyarrow.Schema"
 def to_table(entries: list[Entry], schema: "pyarrow.Schema", model: str, run: str) -> "pyarrow.Table":
     "`entries` as a table, one row a prediction."
     pa = need("pyarrow", extra="data")
-    dates = [field.name for field in schema.field("row").type if pa.types.is_timestamp(field.type)]
-    flat = [(entry, i, row) for entry in entries for i, row in enumerate(entry.rows)]
+    flat = [(entry, i) for entry in entries for i in range(len(entry.rows))]
     columns = {
-        "at": [datetime.fromtimestamp(entry.at, UTC) for entry, _, _ in flat],
-        "request": [entry.request for entry, _, _ in flat],
-        "position": [entry.first + i for entry, i, _ in flat],
+        "at": [round(entry.at * 1e6) for entry, _ in flat],
+        "request": [entry.request for entry, _ in flat],
+        "position": [entry.first + i for entry, i in flat],
         "model": [model] * len(flat),
-        "version": [entry.version for entry, _, _ in flat],
+        "version": [entry.version for entry, _ in flat],
         "run": [run] * len(flat),
-        "prediction": [entry.predictions[i] if entry.predictions else None for entry, i, _ in flat],
-        "row": [_dated(row, dates) for _, _, row in flat],
+        "prediction": [entry.predictions[i] if entry.predictions else None for entry, i in flat],
+        "row": _struct([row for entry in entries for row in entry.rows], schema.field("row").type),
     }
     return pa.table(columns, schema=schema)
 
 
-def _dated(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    given = {name: moment(row[name]) for name in names if row.get(name) is not None}
-    return {**row, **given} if given else row
+def _struct(rows: list[dict[str, Any]], kind: "pyarrow.StructType") -> "pyarrow.StructArray":
+    "Rows as one array, made column by column: a third of the time that row by row takes."
+    pa = need("pyarrow", extra="data")
+    names, columns = [one.name for one in kind], []
+    try:
+        given = list(zip(*(map(row.__getitem__, names) for row in rows), strict=True))
+    except KeyError:  # what may be null may be left out
+        given = [[row.get(name) for row in rows] for name in names]
+    for one, values in zip(kind, given, strict=True):
+        if pa.types.is_timestamp(one.type):
+            values = [None if value is None else moment(value) for value in values]
+        columns.append(pa.array(values, one.type))
+    return pa.StructArray.from_arrays(columns, fields=list(kind))
 
 
 # %% ../../notebooks/50_serve/20_requestlog.ipynb #pending
@@ -261,10 +270,8 @@ class RequestLog:
             return
         if self._redact:
             rows = [row | {name: None for name in self._redact if name in row} for row in rows]
-        if (
-            self.pending.add(Entry(time.time(), request, version, rows, predictions, first))
-            >= self.flush_rows
-        ):
+        waiting = self.pending.add(Entry(time.time(), request, version, rows, predictions, first))
+        if waiting >= self.flush_rows and not self._due.is_set():
             self._due.set()
 
     @cached_property
@@ -293,6 +300,7 @@ class RequestLog:
             _tell("rows lost", rows=self.pending.lost, folder=str(self.folder))
 
     def _work(self) -> None:
+        give_way(10)
         while not self._closing.is_set():
             self._due.wait(self.flush_s)
             self._due.clear()

@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 # %% ../../notebooks/40_train/22_checkpoint.ipynb #de6a66ca
-import contextlib
 import hashlib
 import json
 import os
@@ -43,7 +42,7 @@ from torch import Tensor
 
 from ..base import events
 from ..base.errors import Corrupt, NotFound, WorkbenchError
-from ..base.store import atomic_write, private_folder, sha256_file
+from ..base.store import atomic_write, give_way, private_folder, sha256_file
 
 FORMAT = 1
 BLOCK = 4 * 2**20  # bytes hashed and written at once
@@ -302,9 +301,7 @@ class Checkpoints:
             self.thread.join(PEERS_S)
 
     def _run(self, step: int, note: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # on Linux a thread has a priority of its own
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + 5)
+        give_way(5)
         try:
             part = private_folder(self.folder / f".{self.path(step).name}.{self.attempt}.part")
             file = part / f"rank{self.rank}.safetensors"
