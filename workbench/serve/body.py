@@ -97,7 +97,7 @@ def plain_row(body: bytes) -> dict[str, Any] | None:
         row = value["row"]
         if len(value) != 1 or type(row) is not dict:
             return None
-        texts = sum([type(item) is str for item in row.values()])
+        texts = list(map(type, row.values())).count(str)
     except (ValueError, TypeError, LookupError):
         return None
     return row if body.count(b'"') == 2 * (1 + len(row) + texts) else None

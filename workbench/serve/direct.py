@@ -129,7 +129,7 @@ class Direct:
             clients.allow(client, "predict")
         except Refusal:
             return False
-        self._ask(waiting, deadline_s)
+        self._ask(waiting, deadline_s, late_s)
         return True
 
     def _usual(self, call: Call, headers: dict[bytes, bytes]) -> bool:
@@ -154,13 +154,13 @@ class Direct:
         self.guard.observe(call.path.decode(), 503, time.monotonic() - arrived_s)
         return True
 
-    def _ask(self, waiting: _Waiting, deadline_s: float) -> None:
+    def _ask(self, waiting: _Waiting, deadline_s: float, late_s: float) -> None:
         self.guard.in_flight += 1
         kept = False
         try:
             engine = self.desk.engine
             waiting.loaded, joined, found = engine.ask_soon(
-                waiting.values, waiting, deadline_s, waiting.arrived_s
+                waiting.values, waiting, deadline_s, waiting.arrived_s, late_s
             )
             kept = joined or found is not None
         except Exception as error:

@@ -250,6 +250,7 @@ class Engine:
         waiter: Any,  # told as a future is: set_result(Done) or set_exception, never at once
         deadline_s: float,
         arrived_s: float,
+        late_s: float,  # what `late_s` said of it
     ) -> tuple[Loaded, bool, Answered | None]:
         "As `ask_values`, for who does not await: who answers, whether together with another, and what was kept."
         lane, counts = self._running_lane(), self.counts
@@ -261,8 +262,9 @@ class Engine:
         if lane.join(key, waiter) is not None:
             counts.joined += 1
             return loaded, True, None
-        self.check_room(1, arrived_s, deadline_s)
         until_s = arrived_s + (deadline_s or loaded.policy.deadline_s)
+        if late_s or until_s - now() < loaded.policy.least_s(1):
+            self.check_room(1, arrived_s, deadline_s)
         lane.submit(Ask([values], key, arrived_s, until_s), waiter)
         counts.run += 1
         return loaded, False, None

@@ -11,6 +11,7 @@ __all__ = ["PAGES", "label", "Meters"]
 # %% ../../notebooks/50_serve/44_meters.ipynb #e63c5c16
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from ..base.errors import need
@@ -29,6 +30,7 @@ _LOG = {
 
 
 # %% ../../notebooks/50_serve/44_meters.ipynb #label
+@lru_cache(256)
 def label(path: str) -> str:
     "A path as a label: one of few."
     if path in PAGES or path in ("/predict", "/feedback"):

@@ -19,6 +19,7 @@ __all__ = [
     "NEARLY",
     "LEARN",
     "UNLEARN",
+    "MOVED",
     "JUMP",
     "RARE",
     "LOOK",
@@ -42,6 +43,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 NEARLY = 0.95  # of the best rate is as good
 LEARN = 0.2  # weight of a new batch
 UNLEARN = 0.5  # where a full one took less than is known
+MOVED = 0.05  # of what is known may change before what was made of it is made again
 JUMP = 4.0  # a batch that took this many times longer was disturbed, and counts as so many
 RARE = 0.05  # share of requests with a kept answer, below which one may be turned away unread
 LOOK = 16  # one in so many is read all the same, to know that share; and one batch is of the next size
@@ -85,6 +87,7 @@ class Policy:
     # That the model alone took lately, by batch size.
     _least: dict[int, float] = field(default_factory=dict, repr=False)
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
+    _moved: float = field(default=0.0, repr=False)  # since then
     _batches: int = field(default=0, repr=False)
     _known: list[int] = field(default_factory=list, repr=False)  # sizes, sorted
 
@@ -103,12 +106,16 @@ class Policy:
         size = SIZES[min(bisect_left(SIZES, rows), len(SIZES) - 1)]
         self._least[size] = min(took_s, 1.01 * self._least.get(size, took_s))
         away_s = away_s or took_s
-        known = self.seconds.get(size, away_s)
+        known, best, fresh = self.seconds.get(size, away_s), self.best_rows, size not in self.seconds
         weight = LEARN if away_s > known or rows < size else UNLEARN
-        self.seconds[size] = known + weight * (min(away_s, JUMP * known) - known)
+        change_s = weight * (min(away_s, JUMP * known) - known)
+        self.seconds[size] = known + change_s
         self.best_rows = self._best()
         self._batches += 1
-        self._memo.clear()
+        self._moved += abs(change_s) / max(known, 1e-9)
+        if fresh or self.best_rows != best or self._moved > MOVED:
+            self._moved = 0.0
+            self._memo.clear()
 
     def _best(self) -> int:
         sizes = sorted(self.seconds)
@@ -150,7 +157,8 @@ class Policy:
     def least_s(self, rows: int) -> float:
         "Seconds that a batch of `rows` takes undisturbed, as far as is known."
         size = SIZES[min(bisect_left(SIZES, rows), len(SIZES) - 1)]
-        return self._least.get(size, self.expected_s(rows))
+        found = self._least.get(size)
+        return self.expected_s(rows) if found is None else found
 
     def work_s(self, rows: int) -> float:
         "Seconds until `rows` that wait are answered, in batches of the best size."
