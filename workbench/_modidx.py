@@ -10505,6 +10505,10 @@ d = {
                 "50_serve/requestlog.html#requestlog.schema",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog._columns": (
+                "50_serve/requestlog.html#_columns",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._remove_stale": (
                 "50_serve/requestlog.html#_remove_stale",
                 "workbench/serve/requestlog.py",
@@ -10513,12 +10517,12 @@ d = {
                 "50_serve/requestlog.html#_rotate",
                 "workbench/serve/requestlog.py",
             ),
-            "workbench.serve.requestlog._settle": (
-                "50_serve/requestlog.html#_settle",
+            "workbench.serve.requestlog._series": (
+                "50_serve/requestlog.html#_series",
                 "workbench/serve/requestlog.py",
             ),
-            "workbench.serve.requestlog._struct": (
-                "50_serve/requestlog.html#_struct",
+            "workbench.serve.requestlog._settle": (
+                "50_serve/requestlog.html#_settle",
                 "workbench/serve/requestlog.py",
             ),
             "workbench.serve.requestlog._tables": (

@@ -148,3 +148,18 @@ def test_a_name_never_leaves_the_store(store: Store, name: str) -> None:
 def test_nothing_logged_is_said(store: Store) -> None:
     with pytest.raises(NotFound, match="no requests are logged for 'flights'"):
         read("flights", store)
+
+
+def test_writing_loads_no_pandas(store: Store) -> None:
+    code = """
+import sys
+from workbench.data.contract import Column, Contract
+from workbench.serve.requestlog import RequestLog
+log = RequestLog("tiny", Contract("tiny", {"a": Column("float"), "b": Column("str", nullable=True)}))
+log.add("one", 1, [{"a": 1.5, "b": "x"}, {"a": 2.5}], [0.1, 0.2])
+log.close()
+print(log.pending.written, "pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert read("tiny", store)["row"].struct.field("b").to_list() == ["x", None]
