@@ -1,7 +1,7 @@
 """A service: requests a second, p99 at 80 % of them and CPU a request, ours beside its peers; server on one core, generator on the other.
 
 Usage: python benchmarks/serve.py [--net mlp|transformer] [--rounds 5] [--seconds 3] [--only NAME ...]
-Every service of benchmarks/peers.py in turn, so many rounds: all requests due at once on 64 connections, then 80 % of what that gave,
+Every service of benchmarks/peers.py in turn, so many rounds: warm, then all requests due at once on 64 connections, then 80 % of what that gave,
 at random moments, on 256. Ratios are of the same round. Ray's has two cores, one of them the generator's.
 The raw echo is the floor: uvicorn with an application that does nothing.
 """
@@ -49,6 +49,7 @@ def steady(server: Server, rate: float, seconds: float, seed: int) -> dict[str, 
 def measure(name: str, net: str, seconds: float, seed: int) -> dict[str, float]:
     "One service, one round."
     with running(name, net) as server:
+        saturated(server, seconds / 2, seed + 500)  # what is made, loaded and learned once
         found = saturated(server, seconds, seed)
         found |= steady(server, 0.8 * found["rps"], seconds, seed)
         return found | {"mb": server.memory_mb(), "start_s": server.started_s}
