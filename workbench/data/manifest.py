@@ -12,6 +12,7 @@ __all__ = [
     "ENDING",
     "VERSION",
     "BLOCKS",
+    "HELD",
     "FRESH_S",
     "Manifest",
     "manifest_of",
@@ -41,6 +42,7 @@ from .filesystem import Place, Stat, beside, exists, is_url, label, open_place, 
 ENDING = ".manifest.json"
 VERSION = 1
 BLOCKS = 256  # checksums in a manifest, at most
+HELD = 65_536  # digests that a process remembers
 FRESH_S = 2.0  # a file younger than this may be written again within one tick of its clock
 
 
@@ -145,7 +147,10 @@ def fault(place: Place, content: bool = True) -> str:
 
 
 # %% ../../notebooks/20_data/13_manifest.ipynb #content-id
-@lru_cache(maxsize=65_536)
+_held: dict[tuple[Path, Stat], str] = {}  # what the store has noted too
+
+
+@lru_cache(maxsize=HELD)
 def _sha256(path: Path, seen: Stat) -> str:
     return _hashes(path, 1 << 20)[0]
 
@@ -167,12 +172,18 @@ def _known(notes: Path, size: int) -> dict[str, str]:
 
 def _note(path: Path, seen: Stat) -> str:
     "The file's sha256, from this process's memory, from the store's, or from its bytes."
+    if held := _held.get((path, seen)):
+        return held
+    if len(_held) > HELD:
+        _held.clear()
     notes, key = _notes(), f"{sha256_bytes(str(path).encode())[:24]} {seen.size} {seen.stamp}"
     size = notes.stat().st_size if notes.exists() else 0
     if found := _known(notes, size).get(key):
+        _held[path, seen] = found
         return found
     digest = _sha256(path, seen)
     if time.time() - path.stat().st_mtime > FRESH_S:
+        _held[path, seen] = digest
         notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(
             notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if size > 1 << 24 else 0), 0o600
