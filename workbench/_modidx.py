@@ -3083,10 +3083,6 @@ d = {
                 "20_data/manifest.html#_ranges",
                 "workbench/data/manifest.py",
             ),
-            "workbench.data.manifest._sha256": (
-                "20_data/manifest.html#_sha256",
-                "workbench/data/manifest.py",
-            ),
             "workbench.data.manifest.content_id": (
                 "20_data/manifest.html#content_id",
                 "workbench/data/manifest.py",

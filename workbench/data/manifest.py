@@ -147,12 +147,9 @@ def fault(place: Place, content: bool = True) -> str:
 
 
 # %% ../../notebooks/20_data/13_manifest.ipynb #content-id
-_held: dict[tuple[Path, Stat], str] = {}  # what the store has noted too
-
-
-@lru_cache(maxsize=HELD)
-def _sha256(path: Path, seen: Stat) -> str:
-    return _hashes(path, 1 << 20)[0]
+_held: dict[
+    tuple[int, Stat], tuple[str, bool]
+] = {}  # by device and stamp: sha256, and whether the store has it
 
 
 def _notes() -> Path:
@@ -172,18 +169,21 @@ def _known(notes: Path, size: int) -> dict[str, str]:
 
 def _note(path: Path, seen: Stat) -> str:
     "The file's sha256, from this process's memory, from the store's, or from its bytes."
-    if held := _held.get((path, seen)):
-        return held
+    here = (path.stat().st_dev, seen)  # two names of one file are one file
+    digest, noted = _held.get(here, ("", False))
+    if noted:
+        return digest
     if len(_held) > HELD:
         _held.clear()
     notes, key = _notes(), f"{sha256_bytes(str(path).encode())[:24]} {seen.size} {seen.stamp}"
     size = notes.stat().st_size if notes.exists() else 0
     if found := _known(notes, size).get(key):
-        _held[path, seen] = found
+        _held[here] = (found, True)
         return found
-    digest = _sha256(path, seen)
-    if time.time() - path.stat().st_mtime > FRESH_S:
-        _held[path, seen] = digest
+    digest = digest or _hashes(path, 1 << 20)[0]
+    noted = time.time() - path.stat().st_mtime > FRESH_S
+    _held[here] = (digest, noted)
+    if noted:
         notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(
             notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if size > 1 << 24 else 0), 0o600
