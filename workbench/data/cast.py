@@ -121,13 +121,13 @@ def typed(
     raw: "polars.DataFrame", contract: Contract, strict: bool = False, loose: Sequence[str] = ()
 ) -> tuple["polars.DataFrame", dict[str, "polars.Series"]]:
     "The columns of `raw` in the contract's types, and for each with misfits the mask of them."
-    frame, misfits = raw, {}
+    columns, misfits, given = [], {}, set(raw.columns)
     for name, column in contract.columns.items():
-        if name not in raw.columns:
+        if name not in given:
             continue
-        found = _one(raw[name], column, strict and name not in loose)
-        lost = found.is_null() & raw[name].is_not_null()
-        if lost.any():
-            misfits[name] = lost
-        frame = frame.with_columns(found.fill_nan(None) if column.dtype == "float" else found)
-    return frame, misfits
+        before = raw[name]
+        found = _one(before, column, strict and name not in loose)
+        if found.null_count() != before.null_count():  # a count costs nothing, a mask a pass over the column
+            misfits[name] = found.is_null() & before.is_not_null()
+        columns.append(found.fill_nan(None) if column.dtype == "float" else found)
+    return raw.with_columns(columns), misfits
