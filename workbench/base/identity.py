@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from .settings import project_root
-from .store import Store, sha256_bytes
+from .store import Store, sha256_bytes, sha256_file
 
 PATCH_LIMIT_BYTES = 20 * 2**20
 _PLAIN = (
@@ -60,7 +60,10 @@ def _head(root: Path) -> tuple[str, Path, Path]:
     return commit, root / objects, root / index
 
 
-def _patch(root: Path, objects: Path, index: Path) -> bytes:
+_patches: dict[tuple[str, str], bytes] = {}  # the last one, by commit and index: they decide it
+
+
+def _patch(root: Path, commit: str, objects: Path, index: Path) -> bytes:
     "What differs from HEAD, untracked files included, as a binary git patch."
     with tempfile.TemporaryDirectory() as folder:
         env = {
@@ -72,7 +75,12 @@ def _patch(root: Path, objects: Path, index: Path) -> bytes:
         Path(folder, "objects").mkdir()
         shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
         _git(root, "add", "-A", env=env)
-        return _git(root, "diff", *_PLAIN, "--cached", "--binary", "HEAD", env=env)
+        key = (commit, sha256_file(Path(env["GIT_INDEX_FILE"])))
+        if key not in _patches:
+            patch = _git(root, "diff", *_PLAIN, "--cached", "--binary", commit, env=env)
+            _patches.clear()
+            _patches[key] = patch
+        return _patches[key]
 
 
 # %% ../../notebooks/00_base/50_identity.ipynb #code-identity
@@ -80,7 +88,7 @@ def code_identity(root: Path, store: Store) -> dict[str, Any]:
     "`commit`, `patch` (sha256 in `store`, empty when clean) and a `note` where git could not say."
     try:
         commit, objects, index = _head(root)
-        patch = _patch(root, objects, index)
+        patch = _patch(root, commit, objects, index)
     except (OSError, subprocess.SubprocessError):
         return {"commit": "", "patch": "", "note": f"{root} is not a git checkout with a commit"}
     if len(patch) > PATCH_LIMIT_BYTES:
