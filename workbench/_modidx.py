@@ -3078,6 +3078,7 @@ d = {
             ),
             "workbench.data.manifest._known": ("20_data/manifest.html#_known", "workbench/data/manifest.py"),
             "workbench.data.manifest._note": ("20_data/manifest.html#_note", "workbench/data/manifest.py"),
+            "workbench.data.manifest._noted": ("20_data/manifest.html#_noted", "workbench/data/manifest.py"),
             "workbench.data.manifest._notes": ("20_data/manifest.html#_notes", "workbench/data/manifest.py"),
             "workbench.data.manifest._ranges": (
                 "20_data/manifest.html#_ranges",

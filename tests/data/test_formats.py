@@ -247,10 +247,10 @@ def test_content_is_read_once_also_by_the_next_process(
     os.utime(path, (1, 1))
     mark = content_id(path)
     manifest._held.clear()
-    read = manifest._hashes
-    monkeypatch.setattr(manifest, "_hashes", lambda *a: pytest.fail("it was read again"))
+    read = manifest.sha256_file
+    monkeypatch.setattr(manifest, "sha256_file", lambda *a: pytest.fail("it was read again"))
     assert content_id(path) == mark
-    monkeypatch.setattr(manifest, "_hashes", read)
+    monkeypatch.setattr(manifest, "sha256_file", read)
     path.write_text("n\n2\n")
     os.utime(path, (2, 2))
     assert content_id(path) != mark

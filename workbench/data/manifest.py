@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import BadFeed
-from ..base.store import Store, atomic_path, atomic_write, sha256_bytes
+from ..base.store import Store, atomic_path, atomic_write, sha256_bytes, sha256_file
 from .filesystem import Place, Stat, beside, exists, is_url, label, open_place, stat
 
 ENDING = ".manifest.json"
@@ -169,29 +169,35 @@ def _known(notes: Path, size: int) -> dict[str, str]:
 
 def _note(path: Path, seen: Stat) -> str:
     "The file's sha256, from this process's memory, from the store's, or from its bytes."
-    here = (path.stat().st_dev, seen)  # two names of one file are one file
+    found = path.stat()
+    here = (found.st_dev, seen)  # two names of one file are one file
     digest, noted = _held.get(here, ("", False))
     if noted:
         return digest
     if len(_held) > HELD:
         _held.clear()
+    if time.time() - found.st_mtime <= FRESH_S:  # nobody has noted it, nor may
+        _held[here] = (digest or sha256_file(path), False)
+        return _held[here][0]
+    _held[here] = (_noted(path, seen, digest), True)
+    return _held[here][0]
+
+
+def _noted(path: Path, seen: Stat, digest: str) -> str:
+    "The sha256 as the store has it, or as it will: `digest`, or that of the bytes."
     notes, key = _notes(), f"{sha256_bytes(str(path).encode())[:24]} {seen.size} {seen.stamp}"
     size = notes.stat().st_size if notes.exists() else 0
     if found := _known(notes, size).get(key):
-        _held[here] = (found, True)
         return found
-    digest = digest or _hashes(path, 1 << 20)[0]
-    noted = time.time() - path.stat().st_mtime > FRESH_S
-    _held[here] = (digest, noted)
-    if noted:
-        notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(
-            notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if size > 1 << 24 else 0), 0o600
-        )
-        try:
-            os.write(handle, f"{key} {digest}\n".encode())
-        finally:
-            os.close(handle)
+    digest = digest or sha256_file(path)
+    notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(
+        notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if size > 1 << 24 else 0), 0o600
+    )
+    try:
+        os.write(handle, f"{key} {digest}\n".encode())
+    finally:
+        os.close(handle)
     return digest
 
 

@@ -15,10 +15,10 @@ import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import need
+from ..base.identity import environment
 from ..base.store import sha256_bytes, sha256_file
 from ..data.contract import Contract
 from ..data.part import Part
@@ -42,7 +42,8 @@ def code_mark(bundle: Bundle) -> str:
     modules = (bundle.meta["recipe"]["features"], bundle.meta["model"])
     files = [source_of(path.partition(":")[0]) for path in modules]
     libraries = ("numpy", "torch") if bundle.framework == "torch" else ("numpy",)
-    facts = [[sha256_file(file) if file else "" for file in files], [metadata.version(n) for n in libraries]]
+    versions = [environment()["packages"].get(name, "") for name in libraries]
+    facts = [[sha256_file(file) if file else "" for file in files], versions]
     return sha256_bytes(json.dumps(facts).encode())
 
 
