@@ -2,12 +2,30 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-from demos import COMMAND, checkout, environment
+import pytest
+from house import ROOT, train_less
+
+COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
+
+
+def environment(project: Path) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WORKBENCH_")}
+    return {**clean, "WORKBENCH_STORE": str(project / ".workbench"), "WORKBENCH_TRACK": "false"}
+
+
+def checkout(folder: Path) -> Path:
+    "A project with the worked example's notebooks and nothing else; `scripts/demo` trains on all months."
+    shutil.copytree(ROOT / "notebooks/flights", folder / "notebooks/flights")
+    train_less(folder / "notebooks/flights")
+    shutil.copy(ROOT / "settings.ini", folder)
+    return folder
 
 
 def processes(mark: str) -> list[str]:
@@ -22,6 +40,15 @@ def processes(mark: str) -> list[str]:
         if mark.encode() in text and state != "Z" and int(path.name) != os.getpid():
             found.append(text[:200].decode(errors="replace"))
     return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    project = checkout(tmp_path_factory.mktemp("demo"))
+    command = [*COMMAND, "demo", "--json"]
+    ran = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return project, json.loads(ran.stdout[ran.stdout.index("{\n") :])
 
 
 def test_every_row_is_accounted_for(done: tuple[Path, dict]) -> None:

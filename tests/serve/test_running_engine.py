@@ -1,6 +1,7 @@
 """An engine that runs: the same bits, together; nobody waits in vain, nobody is dropped by a promotion."""
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from test_engine import ROW
 
 from workbench.base.errors import BadInput, BadRow, WorkbenchError
 from workbench.base.ledger import Ledger
+from workbench.data.contract import Column, Contract
 from workbench.models.shelf import Shelf
 from workbench.serve.cache import Cache
 from workbench.serve.checker import Checker
@@ -23,7 +25,19 @@ from workbench.serve.counts import Histogram
 from workbench.serve.engine import Engine
 from workbench.serve.policy import Overloaded, Policy
 
-CHECKER = Checker(CONTRACT)
+SIMPLE = Contract(
+    "simple",  # whose rows are looked at as a whole
+    {
+        "carrier": Column("str", max_len=3),
+        "kind": Column("str", isin=("a", "b", "")),
+        "distance": Column("float", ge=-2, le=6000),
+        "wind": Column("float", nullable=True),
+        "seats": Column("int", ge=-1, le=900),
+        "stops": Column("int", isin=(0, 1)),
+        "wet": Column("bool"),
+    },
+)
+RIGHT = {"carrier": "AA", "kind": "a", "distance": 1.5, "wind": 2.0, "seats": 150, "stops": 0, "wet": False}
 VALUE = (
     st.none()
     | st.booleans()
@@ -40,19 +54,71 @@ SHARED = settings(max_examples=150, suppress_health_check=list(HealthCheck), dea
 def test_the_compiled_contract_accepts_refuses_and_reads_as_the_contract_does(
     row: dict, changed: dict
 ) -> None:
-    asked = row | changed
+    reads_as(CONTRACT, row | changed)
+
+
+def reads_as(contract: Contract, asked: dict) -> None:
+    checker = Checker(contract)
     try:
-        wanted = CONTRACT.parse_rows([asked])
+        wanted = contract.parse_rows([asked])
     except BadRow as error:
         with pytest.raises(BadRow) as caught:
-            CHECKER.read(asked)
+            checker.read(asked)
         assert caught.value.args == error.args
         return
-    found = CHECKER.columns([CHECKER.read(asked)[0]])
-    for name in CONTRACT.inputs:
+    found = checker.columns([checker.read(asked)[0]])
+    for name in contract.inputs:
         assert found[name].dtype == wanted[name].dtype
         same = found[name].tolist() == wanted[name].tolist()
         assert same if wanted[name].dtype == object else found[name].tobytes() == wanted[name].tobytes()
+
+
+NEAR = st.sampled_from(
+    [
+        0,
+        1,
+        -1,
+        -2,
+        901,
+        0.0,
+        -0.0,
+        6000.0,
+        6000.5,
+        "",
+        "a",
+        "b",
+        "c",
+        "AAA",
+        "AAAA",
+        "\u00e9",
+        2**53,
+        -(2**53) - 1,
+    ]
+)
+
+
+@SHARED
+@given(
+    changed=st.dictionaries(st.sampled_from([*RIGHT, "x"]), NEAR | VALUE, max_size=2),
+    missing=st.sampled_from(["", *RIGHT]),
+)
+def test_so_does_one_whose_rows_are_looked_at_as_a_whole(changed: dict, missing: str) -> None:
+    reads_as(SIMPLE, {name: value for name, value in (RIGHT | changed).items() if name != missing})
+
+
+UNUSUAL = [
+    {"distance": -0.0}, {"distance": 1}, {"distance": -2.5}, {"distance": 6000.5}, {"wind": None}, {"wind": math.nan},
+    {"seats": True}, {"seats": -2}, {"seats": 901}, {"stops": 2}, {"kind": "c"}, {"carrier": "AAAA"}, {"carrier": "\u00e9"},
+]  # fmt: skip
+
+
+def test_equal_rows_of_other_bits_are_not_shared_and_plain_rows_are_read_as_a_whole() -> None:
+    checker = Checker(SIMPLE)
+    assert checker._together.read(RIGHT) == tuple(RIGHT.values())
+    for changed in UNUSUAL:
+        assert checker._together.read(RIGHT | changed) is None
+    assert checker.read(RIGHT | {"distance": 0.0})[1] and not checker.read(RIGHT | {"distance": -0.0})[1]
+    assert Checker(CONTRACT)._together is None
 
 
 def run(engine: Engine, body: Any) -> Any:

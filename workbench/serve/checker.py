@@ -146,7 +146,7 @@ class _Together:
 
         numbers, texts = of("int", "float"), of("str")
         limited = [i for i, column in enumerate(columns) if column.isin is not None]
-        self._row, self._types = _places(contract.inputs), tuple(_TYPES.get(c.dtype) for c in columns)
+        self._row, self._types = _places(contract.inputs), tuple(_TYPES[c.dtype] for c in columns)
         self._numbers, self._floats, self._texts = _places(numbers), _places(of("float")), _places(texts)
         limits = [_limits(columns[i]) for i in numbers]
         self._low, self._high = [low for low, _ in limits], [high for _, high in limits]
@@ -178,12 +178,14 @@ class Checker:
         self._plan = [(name, reader(contract.columns[name])) for name in contract.inputs]
         self._keys = {name: reader(contract.columns[name]) for name in contract.of("key")}
         self._inputs = frozenset(contract.inputs)
-        self._together = _Together(contract)
+        simple = all(contract.columns[name].dtype in _TYPES for name in contract.inputs)
+        self._together = _Together(contract) if simple else None
 
     def plain(self, row: Any) -> Values | None:
         "The values of a row that is plainly right; None for any other."
         try:
-            values = self._together.read(row) or tuple([read(row[name]) for name, read in self._plan])
+            values = self._together.read(row) if self._together else None
+            values = values or tuple([read(row[name]) for name, read in self._plan])
             if len(row) != len(self._plan):
                 for name in row.keys() - self._inputs:
                     self._keys[name](row[name])
