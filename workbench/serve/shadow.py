@@ -27,7 +27,7 @@ from typing import Any
 from ..base import events
 from ..base.errors import BadInput
 from ..base.settings import load_settings
-from ..base.store import Store, give_way
+from ..base.store import Store
 from ..models.bundle import Bundle
 from .comparison import ShadowReport, Tally, reported
 
@@ -164,7 +164,6 @@ class Shadow:
             self._thread.join()
 
     def _work(self) -> None:
-        give_way(10)
         rest_s = 0.0
         while not self._closing.wait(rest_s):
             began = time.monotonic()
