@@ -258,6 +258,21 @@ def test_content_is_read_once_also_by_the_next_process(
     assert content_id(path) == mark == content_id(path, full=True)
 
 
+def test_a_file_of_two_names_is_read_once_and_like_files_each(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, like = project / "a.csv", project / "b.csv", project / "c.csv"
+    one.write_text("n\n1\n")
+    os.utime(one, (1, 1))
+    os.link(one, other)
+    like.write_text("n\n2\n")
+    os.utime(like, (1, 1))
+    read, seen = manifest.sha256_file, []
+    monkeypatch.setattr(manifest, "sha256_file", lambda path: seen.append(path) or read(path))
+    assert content_id(one) == content_id(other) != content_id(like)
+    assert [path.name for path in seen] == ["a.csv", "c.csv"]
+
+
 # Folders
 
 

@@ -76,11 +76,12 @@ def _patch(root: Path, commit: str, objects: Path, index: Path) -> bytes:
         shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
         _git(root, "add", "-A", env=env)
         key = (commit, sha256_file(Path(env["GIT_INDEX_FILE"])))
-        if key not in _patches:
+        patch = _patches.get(key)
+        if patch is None:
             patch = _git(root, "diff", *_PLAIN, "--cached", "--binary", commit, env=env)
             _patches.clear()
             _patches[key] = patch
-        return _patches[key]
+        return patch
 
 
 # %% ../../notebooks/00_base/50_identity.ipynb #code-identity

@@ -147,9 +147,8 @@ def fault(place: Place, content: bool = True) -> str:
 
 
 # %% ../../notebooks/20_data/13_manifest.ipynb #content-id
-_held: dict[
-    tuple[int, Stat], tuple[str, bool]
-] = {}  # by device and stamp: sha256, and whether the store has it
+# By path and stamp: sha256, and whether the store has it. A file of several names is found by any of them.
+_held: dict[tuple[Path | int, Stat], tuple[str, bool]] = {}
 
 
 def _notes() -> Path:
@@ -170,17 +169,17 @@ def _known(notes: Path, size: int) -> dict[str, str]:
 def _note(path: Path, seen: Stat) -> str:
     "The file's sha256, from this process's memory, from the store's, or from its bytes."
     found = path.stat()
-    here = (found.st_dev, seen)  # two names of one file are one file
+    # Where files may have several names, their inodes differ; elsewhere they may all be 0.
+    here = (found.st_dev if found.st_nlink > 1 else path, seen)
     digest, noted = _held.get(here, ("", False))
     if noted:
         return digest
     if len(_held) > HELD:
         _held.clear()
-    if time.time() - found.st_mtime <= FRESH_S:  # nobody has noted it, nor may
-        _held[here] = (digest or sha256_file(path), False)
-        return _held[here][0]
-    _held[here] = (_noted(path, seen, digest), True)
-    return _held[here][0]
+    old = time.time() - found.st_mtime > FRESH_S  # else nobody has noted it, nor may
+    digest = _noted(path, seen, digest) if old else digest or sha256_file(path)
+    _held[here] = (digest, old)
+    return digest
 
 
 def _noted(path: Path, seen: Stat, digest: str) -> str:
