@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from books import Write, write_book
-from demos import done  # noqa: F401
 from rays import there  # noqa: F401
 
 from workbench.base.records import Ledger
@@ -27,9 +26,6 @@ multiprocessing.set_forkserver_preload(
 # Tests that run beside others have a core, not all of them: threads that wait for each other there only burn it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
-
-# These share what is dear to start: a JupyterLab, the data that the demo brings. Others share a process by file.
-TOGETHER = {"flights/test_demo.py": "demo", "e2e/test_train_notebook.py": "demo", "e2e/": "lab"}
 
 # Each takes a core for half a minute or more: they start first, so that none runs alone at the end.
 LONG = (
@@ -55,11 +51,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
-        "By file, but for those that share more."
+        "By file, but those with a JupyterLab share one; the longest of them would keep the others waiting."
 
         def _split_scope(self, nodeid: str) -> str:
             path = super()._split_scope(nodeid)
-            return next((name for part, name in TOGETHER.items() if f"tests/{part}" in path), path)
+            alone = not path.startswith("tests/e2e/") or path.endswith("/test_train_notebook.py")
+            return path if alone else "tests/e2e"
 
     return Together(config, log)
 
@@ -103,8 +100,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "tiny"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {mounted.stderr.decode().strip()}")
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

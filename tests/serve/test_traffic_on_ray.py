@@ -39,9 +39,8 @@ def service(
     where = {"host": "127.0.0.1", "port": free_port(), "hosts": frozenset({"127.0.0.1", "localhost"})}
     with deployed(["flights/1"], Scale(2, cpus=0.5), ledger=ledger, **where) as made:
         yield made
-    left = {*processes("workbench.serve.mirror")} & {
-        *processes(str(project))
-    }  # others may have theirs meanwhile
+    ours = {*processes(str(project))}  # others may have challengers meanwhile
+    left = ours & {*processes("workbench.serve.mirror")}
     assert not left, "challengers go with their replicas"
 
 
