@@ -13,7 +13,7 @@ import sys
 import time
 
 from peers import OURS, PEERS, Peer
-from serve import saturated, spread, steady
+from serve import spread, steady, warm
 from servers import alone, running
 
 ADD = OURS.rpartition("serve(")[0].replace("del made, weights", "")
@@ -65,13 +65,13 @@ def main() -> int:
     rates, late = [], []
     for number in range(asked.rounds):
         with running("the bare engine") as server:
-            bare = saturated(server, asked.seconds, number)["rps"]
+            bare = warm(server, asked.seconds, number)["rps"]
         p99 = {}
         for name in ("with everything", "without a shadow"):
             with running(name) as server:
                 time.sleep(6)  # until the shadow answers
                 if name == "with everything":
-                    full = saturated(server, asked.seconds, number)["rps"]
+                    full = warm(server, asked.seconds, number)["rps"]
                     time.sleep(3)  # until it has caught up
                 p99[name] = steady(server, 0.4 * full, 2 * asked.seconds, number)["p99_ms"]
         rates.append(full / bare)

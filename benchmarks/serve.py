@@ -36,6 +36,12 @@ def saturated(server: Server, seconds: float, seed: int) -> dict[str, float]:
         n = int(min(8 * n, 1.2 * n * seconds / took_s))
 
 
+def warm(server: Server, seconds: float, seed: int) -> dict[str, float]:
+    "The same, once what is made, loaded and learned once is there."
+    saturated(server, seconds / 2, seed + 500)
+    return saturated(server, seconds, seed)
+
+
 def steady(server: Server, rate: float, seconds: float, seed: int) -> dict[str, float]:
     "80 % of that, at random moments."
     time.sleep(0.3)
@@ -49,8 +55,7 @@ def steady(server: Server, rate: float, seconds: float, seed: int) -> dict[str, 
 def measure(name: str, net: str, seconds: float, seed: int) -> dict[str, float]:
     "One service, one round."
     with running(name, net) as server:
-        saturated(server, seconds / 2, seed + 500)  # what is made, loaded and learned once
-        found = saturated(server, seconds, seed)
+        found = warm(server, seconds, seed)
         found |= steady(server, 0.8 * found["rps"], seconds, seed)
         return found | {"mb": server.memory_mb(), "start_s": server.started_s}
 
