@@ -50,6 +50,8 @@ _HARMLESS = frozenset(
         "COLUMNS",
         "LINES",
         "JPY_PARENT_PID",
+        "_RJEM_MALLOC_CONF",  # polars and torch's compiler set these in whoever has imported or used them
+        "TORCHINDUCTOR_CACHE_DIR",
     )
 )
 
