@@ -62,18 +62,18 @@ def main() -> int:
     asked = options.parse_args()
     alone()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    rates, late, full = [], [], 0.0
+    rates, late = [], []
     for number in range(asked.rounds):
         with running("the bare engine") as server:
             bare = warm(server, asked.seconds, number)["rps"]
-        p99 = {}
+        most, p99 = {}, {}
         for name in ("with everything", "without a shadow"):
             with running(name) as server:
                 time.sleep(6)  # until the shadow answers
-                most = warm(server, asked.seconds, number)["rps"]
-                full = most if name == "with everything" else full
+                most[name] = warm(server, asked.seconds, number)["rps"]
                 time.sleep(3)  # until the shadow has caught up
-                p99[name] = steady(server, 0.4 * full, 2 * asked.seconds, number)["p99_ms"]
+                p99[name] = steady(server, 0.4 * most["with everything"], 2 * asked.seconds, number)["p99_ms"]
+        full = most["with everything"]
         rates.append(full / bare)
         late.append(p99["with everything"] / p99["without a shadow"])
         print(f"round {number + 1}: {full:,.0f} of {bare:,.0f}/s, p99 {p99}", file=sys.stderr, flush=True)
