@@ -274,6 +274,7 @@ Modules:
 - `workbench.train.loop`: A plain PyTorch loop: fast on two cores, the same bits for the same seed, stoppable at every batch.
 - `workbench.train.message`: All that passes between a coordinator and a site is bytes that anybody can read: plain JSON and named arrays.
 - `workbench.train.metrics`: How good the probabilities are, on the whole and slice by slice.
+- `workbench.train.pause`: A fit on Ray Train that saves between two steps, leaves its room to a service, and comes back.
 - `workbench.train.privacy`: Noise with its price stated: how much one row can have changed what leaves a site.
 - `workbench.train.result`: What a fit gives: weights, how to build them, what was measured, and the run it all came from.
 - `workbench.train.robust`: One poisoned site must not decide: what several sites propose becomes one step.

@@ -1003,6 +1003,10 @@ d = {
                 "10_compute/demand.html#serving_waits",
                 "workbench/compute/demand.py",
             ),
+            "workbench.compute.demand.until_taken": (
+                "10_compute/demand.html#until_taken",
+                "workbench/compute/demand.py",
+            ),
         },
         "workbench.compute.keeper": {
             "workbench.compute.keeper.Keeper": (
@@ -11686,6 +11690,20 @@ d = {
                 "workbench/train/loop.py",
             ),
             "workbench.train.loop.Arrays.of": ("40_train/loop.html#arrays.of", "workbench/train/loop.py"),
+            "workbench.train.loop.Course": ("40_train/loop.html#course", "workbench/train/loop.py"),
+            "workbench.train.loop.Course.judge": (
+                "40_train/loop.html#course.judge",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Course.load_state_dict": (
+                "40_train/loop.html#course.load_state_dict",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Course.state_dict": (
+                "40_train/loop.html#course.state_dict",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Course.turn": ("40_train/loop.html#course.turn", "workbench/train/loop.py"),
             "workbench.train.loop.LoopConfig": ("40_train/loop.html#loopconfig", "workbench/train/loop.py"),
             "workbench.train.loop.LoopConfig.__post_init__": (
                 "40_train/loop.html#loopconfig.__post_init__",
@@ -11711,6 +11729,14 @@ d = {
             ),
             "workbench.train.loop.Stepper._update": (
                 "40_train/loop.html#stepper._update",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper.load_state_dict": (
+                "40_train/loop.html#stepper.load_state_dict",
+                "workbench/train/loop.py",
+            ),
+            "workbench.train.loop.Stepper.state_dict": (
+                "40_train/loop.html#stepper.state_dict",
                 "workbench/train/loop.py",
             ),
             "workbench.train.loop._compiled": ("40_train/loop.html#_compiled", "workbench/train/loop.py"),
@@ -11745,6 +11771,49 @@ d = {
             "workbench.train.metrics._slice": ("40_train/metrics.html#_slice", "workbench/train/metrics.py"),
             "workbench.train.metrics.score": ("40_train/metrics.html#score", "workbench/train/metrics.py"),
             "workbench.train.metrics.slices": ("40_train/metrics.html#slices", "workbench/train/metrics.py"),
+        },
+        "workbench.train.pause": {
+            "workbench.train.pause.GivesWay": ("40_train/pause.html#givesway", "workbench/train/pause.py"),
+            "workbench.train.pause.GivesWay.__init__": (
+                "40_train/pause.html#givesway.__init__",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.GivesWay.look": (
+                "40_train/pause.html#givesway.look",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.GivesWay.pause": (
+                "40_train/pause.html#givesway.pause",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.GivesWay.site": (
+                "40_train/pause.html#givesway.site",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.Pause": ("40_train/pause.html#pause", "workbench/train/pause.py"),
+            "workbench.train.pause.Pause.__init__": (
+                "40_train/pause.html#pause.__init__",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.Pause._leave": (
+                "40_train/pause.html#pause._leave",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.Pause.begin": (
+                "40_train/pause.html#pause.begin",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.Pause.close": (
+                "40_train/pause.html#pause.close",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause.Pause.step": (
+                "40_train/pause.html#pause.step",
+                "workbench/train/pause.py",
+            ),
+            "workbench.train.pause._free": ("40_train/pause.html#_free", "workbench/train/pause.py"),
+            "workbench.train.pause._held": ("40_train/pause.html#_held", "workbench/train/pause.py"),
+            "workbench.train.pause.hold": ("40_train/pause.html#hold", "workbench/train/pause.py"),
         },
         "workbench.train.privacy": {
             "workbench.train.privacy._sums": ("40_train/privacy.html#_sums", "workbench/train/privacy.py"),
@@ -11825,6 +11894,7 @@ d = {
             ),
             "workbench.train.scale.Tail.read": ("40_train/scale.html#tail.read", "workbench/train/scale.py"),
             "workbench.train.scale._as_dict": ("40_train/scale.html#_as_dict", "workbench/train/scale.py"),
+            "workbench.train.scale._attempts": ("40_train/scale.html#_attempts", "workbench/train/scale.py"),
             "workbench.train.scale._error": ("40_train/scale.html#_error", "workbench/train/scale.py"),
             "workbench.train.scale._follow": ("40_train/scale.html#_follow", "workbench/train/scale.py"),
             "workbench.train.scale._launch": ("40_train/scale.html#_launch", "workbench/train/scale.py"),

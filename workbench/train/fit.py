@@ -204,6 +204,7 @@ def _result(
     model.eval()
     run.log(**metrics, best_epoch=trained.best_epoch)
     facts = {"slices": parts, "compiled": trained.compiled, "skipped": trained.skipped}
+    facts |= {"incidents": trained.incidents}
     run.metrics |= {name: value for name, value in facts.items() if value}
     run.keep("checkpoint", run.folder / "checkpoint.safetensors")
     weights = {name: value.numpy() for name, value in trained.best_state.items()}

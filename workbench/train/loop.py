@@ -21,6 +21,7 @@ __all__ = [
     "deterministic",
     "predict",
     "Stepper",
+    "Course",
     "weights_of",
     "save_weights",
     "train_loop",
@@ -28,6 +29,7 @@ __all__ = [
 
 # %% ../../notebooks/40_train/30_loop.ipynb #ca8c1740
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -127,6 +129,7 @@ class LoopResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     compiled: dict[str, Any] = field(default_factory=dict)  # what a trial of torch.compile has shown
     skipped: int = 0  # steps left out
+    incidents: list[str] = field(default_factory=list)  # what a person will want to know
 
 
 # %% ../../notebooks/40_train/30_loop.ipynb #batches
@@ -189,6 +192,15 @@ class Stepper:
         self.guard = Guard(config.policy)
         self.done = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        "What it needs to go on, beside the optimiser's state."
+        return {"done": self.done, "skipped": self.guard.skipped, "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from there."
+        self.done, self.guard.skipped = state["done"], state["skipped"]
+        self.scaler.load_state_dict(state["scaler"])
+
     def __call__(self, x: Tensor, y: Tensor, epoch: int, seen: int) -> float:
         "Learn from a batch; returns its mean loss."
         total, parts = 0.0, self.config.accumulate
@@ -238,15 +250,48 @@ class Stepper:
 Pairs = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # epoch, from 1 -> this rank's batches
 
 
+@dataclass
+class Course:
+    "How far a training is: with weights, optimiser and random states it goes on as if nothing had been."
+
+    epoch: int = 1  # at work
+    batches: int = 0  # of it that are done, on this rank
+    rows: int = 0
+    loss: float = 0.0  # the sum over these rows
+    best: float = -math.inf
+    waited: int = 0  # epochs without a better one
+    result: LoopResult = field(default_factory=lambda: LoopResult({}, 0))
+
+    def judge(self, auc: float, net: nn.Module) -> bool:
+        "Whether this epoch is the best so far; its weights are kept if so."
+        self.waited = 0 if auc > self.best else self.waited + 1
+        if not self.waited:
+            self.best, self.result.best_epoch, self.result.best_state = auc, self.epoch, weights_of(net)
+        return not self.waited
+
+    def turn(self, row: dict[str, Any]) -> None:
+        "On to the next epoch."
+        self.result.history.append(row)
+        self.epoch, self.batches, self.rows, self.loss = self.epoch + 1, 0, 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        "Its fields, plain."
+        return {**vars(self), "result": dict(vars(self.result))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from there."
+        vars(self).update(state, result=LoopResult(**state["result"]))
+
+
 def _epoch(
-    step: Stepper, pairs: Iterable[tuple[Tensor, Tensor]], epoch: int, world: int, on_step: Callable[[int], None]
+    step: Stepper, pairs: Iterable[tuple[Tensor, Tensor]], course: Course, world: int, on_step: Callable[[int], None]
 ) -> float:  # fmt: skip
-    "One pass; returns the mean loss of a row."
-    total, seen = 0.0, 0
-    for x, y in pairs:
-        total, seen = total + step(x, y, epoch, seen) * len(x), seen + len(x)
+    "What is left of a pass; returns the mean loss of a row."
+    for x, y in itertools.islice(pairs, course.batches, None):
+        course.loss += step(x, y, course.epoch, course.rows) * len(x)
+        course.rows, course.batches = course.rows + len(x), course.batches + 1
         on_step(len(x) * world)
-    return total / seen
+    return course.loss / course.rows
 
 
 def _dealt(data: Arrays, config: LoopConfig, rank: int, world: int) -> Pairs:
@@ -307,32 +352,32 @@ def train_loop(
     pairs: Pairs
     | None = None,  # batches from elsewhere than `data`, which then only says what one looks like
     rows: int = 0,  # of an epoch of `pairs`
+    begin: Callable[[nn.Module, Stepper, Course], None] = lambda net, step, course: (
+        None
+    ),  # may put back an earlier state
 ) -> LoopResult:
     "Train `model` in place; over several ranks the default process group must be there."
     with deterministic(config.seed + rank):
         net = nn.parallel.DistributedDataParallel(model) if world > 1 else model
         steps = config.epochs * math.ceil((rows or len(data.x)) / config.batch_size)
-        step, result = Stepper(net, config, steps, data.x.device), LoopResult({}, 0)
+        step, course = Stepper(net, config, steps, data.x.device), Course()
+        compiled: dict[str, Any] = {}
         if config.compile != "no":
-            step.forward, result.compiled = _compiled(net, data, config, steps)
-        best, waited, pairs = -math.inf, 0, pairs or _dealt(data, config, rank, world)
-        for epoch in range(1, config.epochs + 1):
-            begin = time.perf_counter()
+            step.forward, compiled = _compiled(net, data, config, steps)
+        begin(net, step, course)
+        pairs = pairs or _dealt(data, config, rank, world)
+        while course.epoch <= config.epochs and not 0 < config.patience <= course.waited:
+            began = time.perf_counter()
             net.train()
-            loss = _epoch(step, pairs(epoch), epoch, world, on_step)
-            auc = _valid_auc(model, data, epoch, rank, world)
-            waited = 0 if auc > best else waited + 1
-            if not waited:
-                best, result.best_epoch, result.best_state = auc, epoch, weights_of(model)
-                if checkpoint and rank == 0:
-                    save_weights(checkpoint, result.best_state, epoch=epoch, auc=auc)
-            row = {"epoch": epoch, "loss": loss, "auc": auc, "took_s": time.perf_counter() - begin}
-            result.history.append(row)
+            loss = _epoch(step, pairs(course.epoch), course, world, on_step)
+            auc = _valid_auc(model, data, course.epoch, rank, world)
+            if course.judge(auc, model) and checkpoint and rank == 0:
+                save_weights(checkpoint, course.result.best_state, epoch=course.epoch, auc=auc)
+            row = {"epoch": course.epoch, "loss": loss, "auc": auc, "took_s": time.perf_counter() - began}
+            course.turn(row)
             on_epoch(row)
-            if config.patience and waited >= config.patience:
-                break
-        result.skipped = step.guard.skipped
-        return result
+        course.result.skipped, course.result.compiled = step.guard.skipped, compiled
+        return course.result
 
 
 def _compiled(
