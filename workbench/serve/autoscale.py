@@ -208,7 +208,9 @@ class Scaler:
         "Ray's way to ask: its `AutoscalingContext` in, replicas and a state to keep out."
         told = context.aggregated_metrics or {}
         busy, late = (_mean(told.get(name) or {}) for name in ("busy", "late"))
-        seen = Seen(context.current_num_replicas, busy, late, context.total_num_requests or 0.0)
+        direct = sum((told.get("in_flight") or {}).values())  # Ray does not see them
+        ongoing = max(context.total_num_requests or 0.0, direct)
+        seen = Seen(context.current_num_replicas, busy, late, ongoing)
         return self.decide(seen, context.current_time or time.time()), {}
 
 

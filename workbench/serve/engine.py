@@ -133,6 +133,11 @@ class Engine:
         "Whether it answers many callers together."
         return self._lane is not None
 
+    @property
+    def is_here(self) -> bool:
+        "Whether it runs on the event loop of this thread."
+        return self._lane is not None and _here() is self._loop
+
     def schema(self) -> dict[str, Any]:
         "JSON schema of one row."
         return self.contract.json_schema()
@@ -165,7 +170,7 @@ class Engine:
         deadline_s: float = 0.0,  # while running: answered within, or refused; 0: the engine's own
     ) -> Any:
         "The answer to one row, or to each of a list; awaitable, and while the engine runs only that."
-        if self._lane is not None and _here() is self._loop:
+        if self.is_here:
             return self._predict(rows, deadline_s)
         if isinstance(rows, dict):
             return _Row(self.answers([rows], self.scores([rows]))[0])

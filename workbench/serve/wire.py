@@ -122,11 +122,12 @@ class BoundedProtocol(HttpToolsProtocol):
     _overhead = 0
     _parts: list[bytes] | None = None  # of a body that may be answered directly
     _direct: Direct | None = None
+    given: Direct | None = None  # instead of the app's own
 
     def connection_made(self, transport: Any) -> None:
         "Refuse past `CONNECTIONS`, else start the watchdog."
         super().connection_made(transport)
-        self._direct = getattr(self.app, "direct", None)
+        self._direct = self.given or getattr(self.app, "direct", None)
         self._watch()
         self._bite()
         if len(self.connections) > CONNECTIONS:
