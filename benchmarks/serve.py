@@ -1,7 +1,7 @@
 """A service: requests a second, p99 at 80 % of them and CPU a request, ours beside its peers; server on one core, generator on the other.
 
 Usage: python benchmarks/serve.py [--net mlp|transformer] [--rounds 5] [--seconds 3] [--only NAME ...]
-Every service of benchmarks/peers.py in turn, so many rounds: warm, then all requests due at once on 64 connections, then 80 % of what that gave,
+Every service of benchmarks/peers.py in turn, so many rounds: warm, then all requests due at once on 64 connections (30 for a transformer, and for who has a limit), then 80 % of what that gave,
 at random moments, on 256. Ratios are of the same round. Ray's has two cores, one of them the generator's.
 The raw echo is the floor: uvicorn with an application that does nothing.
 """
@@ -23,12 +23,11 @@ MINE = "workbench"
 
 def saturated(server: Server, seconds: float, seed: int) -> dict[str, float]:
     "All is due at once: requests a second, and CPU a request."
-    connections = 30 if "limited" in server.name else 64
     n, seed = 200, 10_000 * (seed + 1)
     while True:  # until what is asked takes long enough; never a row twice, or a cache would answer it
         seed += 1
         asked, before = server.requests(n, seed), server.cpu_s()
-        fired = fire(server.target, asked, np.zeros(n), connections=connections, timeout_s=600)
+        fired = fire(server.target, asked, np.zeros(n), connections=server.connections, timeout_s=600)
         took_s, ok = float(np.nanmax(fired.done_s)), int((fired.status == 200).sum())
         if took_s > 0.6 * seconds:
             return {"rps": ok / took_s, "cpu_us": (server.cpu_s() - before) / n * 1e6, "ok": ok / n}

@@ -52,7 +52,13 @@ class Server:
     process: subprocess.Popen[bytes]
     target: Target
     started_s: float  # to the first answer
+    net: str = "mlp"
     pids: Sequence[int] = ()  # all its processes, once it has answered
+
+    @property
+    def connections(self) -> int:
+        "At once, to saturate it: fewer where more would be refused, as by a limit or with a net that takes long."
+        return 30 if "limited" in self.name or self.net == "transformer" else 64
 
     def requests(self, n: int, seed: int) -> list[bytes]:
         "Different rows, as this service wants them."
@@ -119,7 +125,7 @@ def running(name: str, net: str = "mlp", **extra: str) -> Iterator[Server]:
         begun = time.perf_counter()
         process = _begin(name, net, Path(made), port, extra)
         target = Target.of(f"http://127.0.0.1:{port}", TOKEN, path=PEERS[name].path)
-        server = Server(name, process, target, 0.0)
+        server = Server(name, process, target, 0.0, net)
         try:
             request = server.requests(1, 1)
             while not _answers(target, request):
