@@ -10429,6 +10429,10 @@ d = {
             ),
             "workbench.serve.replicas._door": ("50_serve/replicas.html#_door", "workbench/serve/replicas.py"),
             "workbench.serve.replicas._free": ("50_serve/replicas.html#_free", "workbench/serve/replicas.py"),
+            "workbench.serve.replicas._front": (
+                "50_serve/replicas.html#_front",
+                "workbench/serve/replicas.py",
+            ),
             "workbench.serve.replicas._quiet": (
                 "50_serve/replicas.html#_quiet",
                 "workbench/serve/replicas.py",

@@ -195,7 +195,6 @@ def test_replicas_behind_haproxy(
 ) -> None:
     monkeypatch.setenv("TINY_TOKEN", TOKEN)
     monkeypatch.setenv("WORKBENCH_SERVE_TOKEN", "env:TINY_TOKEN")
-    monkeypatch.setenv("WORKBENCH_SERVE_FRONT", "haproxy")
     monkeypatch.setenv("PYTHONPATH", str(module))
     for _ in range(2):
         Shelf(ledger).add("flights", **parts())

@@ -80,8 +80,13 @@ def processes(of: str) -> list[int]:
 
 @pytest.fixture
 def service(
-    project: Path, module: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    project: Path,
+    module: Path,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Deployed]:
+    monkeypatch.setenv("WORKBENCH_SERVE_FRONT", getattr(request, "param", "ray"))
     monkeypatch.setenv("TINY_TOKEN", TOKEN)
     monkeypatch.setenv("WORKBENCH_SERVE_TOKEN", "env:TINY_TOKEN")
     monkeypatch.setenv("PYTHONPATH", str(module))
@@ -133,6 +138,7 @@ def killed_and_whole_again(service: Deployed, rng: random.Random) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("service", ["ray", "haproxy"], indirect=True)
 def test_twenty_kills_under_load(service: Deployed) -> None:
     rng, whole_s = random.Random(7), []
     with Clients(int(service.url.rpartition(":")[2])) as clients:

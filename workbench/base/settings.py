@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address the service listens on")
     port: int = Field(8765, ge=1, le=65535, description="port of the service, 1 to 65535")
     serve_token: str | None = Field(None, description="secret reference, env:NAME or file:PATH")
-    serve_front: Literal["ray", "haproxy"] = Field(
-        "ray", description="ray or haproxy: what takes requests for replicas"
+    serve_front: Literal["auto", "ray", "haproxy"] = Field(
+        "auto", description="auto, ray or haproxy: what takes requests for replicas"
     )
     log_share: float = Field(1.0, ge=0, le=1, description="share of requests that the service keeps, 0 to 1")
     log_redact: str = Field("", description="columns that the request log never holds, comma-separated")

