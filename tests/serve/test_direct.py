@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import http.client
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -175,6 +176,22 @@ def test_a_client_with_a_rate_spends_one_a_request_whatever_way_it_goes(engine: 
     directly(engine, clients, body)
 
 
+def test_beside_other_models_its_paths_have_a_prefix_and_are_counted_without(engine: Engine) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def body(direct: Direct) -> None:
+        beside = Direct(direct.guard, direct.desk, "/one")
+        beside.guard.observe = lambda path, status, took_s: seen.append((path, status))
+        assert beside.paths.keys() == {b"/one/predict", b"/one/v1/models/flights:predict"}
+        call = Asked()
+        call.path = b"/one/predict"
+        assert beside(call)
+        await settled([call])
+
+    directly(engine, TOKEN, body)
+    assert seen == [("/predict", 200)]
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_the_server_that_ray_starts_asks_the_short_way_first(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
@@ -190,21 +207,19 @@ def test_the_server_that_ray_starts_asks_the_short_way_first(
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    def ask(port: int, **headers: str) -> int:
-        line = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        own = {"host": "localhost", "authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
-        line.request("POST", "/predict", BODY, own | headers)
-        answer = line.getresponse()
-        answer.read()
-        line.close()
-        return answer.status
+    def ask(port: int, *more: str) -> int:
+        own = ["POST /predict HTTP/1.1", "host: localhost", f"authorization: Bearer {TOKEN}"]
+        lines = [*own, "content-type: application/json", f"content-length: {len(BODY)}", *more, "", ""]
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall("\r\n".join(lines).encode() + BODY)  # in one piece
+            return int(sock.recv(65536).split()[1])
 
     async def asked(port: int) -> list[int]:
         where = HTTPOptions(host="127.0.0.1", port=port)
         task, server = await rays.start_asgi_http_server(usual, where, event_loop=asyncio.get_running_loop())
         while not server.started:
             await asyncio.sleep(0.005)
-        found = [await asyncio.to_thread(ask, port, **more) for more in ({}, {"origin": "http://a.b"})]
+        found = [await asyncio.to_thread(ask, port, *more) for more in ((), ("origin: http://a.b",))]
         server.should_exit = True
         await asyncio.wait_for(task, 20)
         return found

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -124,6 +125,12 @@ def test_the_door_asks_for_a_token_and_a_name_and_stamps_the_moment(tmp_path: Pa
             assert ask(port, "/-/routes")[0] == ask(port, "/-/healthz")[0] == 401, "Ray's own pages too"
             assert ask(port, "/healthz")[0] == 200, "a probe has no token"
             assert ask(port, authorization=f"Bearer {TOKEN}", host="evil.example")[0] == 403
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+                head = f"POST /x HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {TOKEN}\r\n"
+                sock.sendall(f"{head}content-length: 9\r\n\r\nhalf".encode())
+                came = b"".join(iter(lambda: sock.recv(65536), b""))
+            assert b" 408 " in came.splitlines()[0], came
+            assert json.loads(came.partition(b"\r\n\r\n")[2])["detail"][0]["type"] == "too_slow"
             echo.shutdown()
     assert process.returncode is not None
 

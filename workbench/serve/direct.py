@@ -49,12 +49,13 @@ class Call(Protocol):
 class _Waiting:
     "One request between its bytes and its answer."
 
-    __slots__ = ("arrived_s", "call", "desk", "guard", "how", "id", "loaded", "row", "started_s", "values")
+    __slots__ = ("arrived_s", "call", "desk", "guard", "how", "id", "loaded", "path", "row", "started_s", "values")  # fmt: skip
 
     def __init__(
         self, direct: "Direct", call: Call, row: dict[str, Any], values: Values, number: str
     ) -> None:
         self.desk, self.guard, self.call = direct.desk, direct.guard, call
+        self.path = direct.paths[call.path]
         self.row, self.values, self.id = row, values, number
         self.started_s = self.arrived_s = time.monotonic()
         self.loaded: Loaded | None = None
@@ -87,8 +88,7 @@ class _Waiting:
         refusal = as_refusal(error) if isinstance(error, (BadRow, Overloaded)) else error
         if not isinstance(refusal, Refusal):
             with contextlib.suppress(OSError):  # a full disk takes the log, not the answer
-                path = self.call.path.decode()
-                events.get_logger("serve").error("failed", request=self.id, path=path, exc_info=error)
+                events.get_logger("serve").error("failed", request=self.id, path=self.path, exc_info=error)
             refusal = Refusal(500, "internal", f"the service failed ({type(error).__name__})")
         lines = b"content-type: application/json\r\nx-request-id: %s\r\n" % self.id.encode()
         more = b"".join(b"%s: %s\r\n" % pair for pair in refusal.headers)
@@ -97,17 +97,17 @@ class _Waiting:
     def _end(self, status: int, lines: bytes, body: bytes) -> None:
         self.guard.in_flight -= 1
         self.call.answer(status, lines, body)
-        self.guard.observe(self.call.path.decode(), status, time.monotonic() - self.started_s)
+        self.guard.observe(self.path, status, time.monotonic() - self.started_s)
 
 
 # %% ../../notebooks/50_serve/49_direct.ipynb #direct
 class Direct:
     "The way of requests that came whole and are plainly right."
 
-    def __init__(self, guard: Guard, desk: Desk) -> None:
+    def __init__(self, guard: Guard, desk: Desk, prefix: str = "") -> None:
         self.guard, self.desk, self.door = guard, desk, Door()
-        name = desk.engine.name.encode()
-        self.paths = frozenset({b"/predict", b"/v1/models/%s:predict" % name})
+        names = ["/predict", f"/v1/models/{desk.engine.name}:predict"]
+        self.paths = {f"{prefix}{name}".encode(): name for name in names}  # as they come: as they are counted
 
     def __call__(self, call: Call) -> bool:
         "Take a request, to be answered now or later; False: the usual way, from the beginning."
@@ -151,7 +151,7 @@ class Direct:
         number = request_id(headers).encode()
         self.desk.engine.counts.shed += 1
         call.answer(503, _AWAY_LINES % (min(3600, ceil(late_s)), number), _AWAY % number)
-        self.guard.observe(call.path.decode(), 503, time.monotonic() - arrived_s)
+        self.guard.observe(self.paths[call.path], 503, time.monotonic() - arrived_s)
         return True
 
     def _ask(self, waiting: _Waiting, deadline_s: float, late_s: float) -> None:

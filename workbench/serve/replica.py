@@ -97,6 +97,7 @@ class Told:
     run: str
     slo_ms: float
     hosts: frozenset[str] | None  # names it answers to; None: any
+    prefix: str = ""  # of its paths, beside other models
     generation: int = 0  # of `update`
 
 
@@ -133,7 +134,8 @@ class Replica:
         self.app_ = here.create_app(self.engine, token=Clients(told.clients), hosts=told.hosts, **kept)
         self._ease = contextlib.ExitStack()
         self._ease.enter_context(here._at_ease())
-        _answer_directly(self.engine, self.app_.direct)
+        own = self.app_.direct
+        _answer_directly(self.engine, Direct(own.guard, own.desk, told.prefix))
 
     def __serve_build_asgi_app__(self) -> App:
         return Mounted(self.app_)

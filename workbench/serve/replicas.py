@@ -24,7 +24,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Deployed:
 
     def where(self, name: str) -> str:
         "The address of one model."
-        return self.url + (f"/{name}" if len(self.told) > 1 else "")
+        return self.url + self.told[name].prefix
 
     def start(self, name: str) -> None:
         "Bring one model up, or replace what runs of it; returns when it answers."
@@ -76,10 +76,9 @@ class Deployed:
             ray_actor_options={"num_cpus": self.scale.cpus},
             **self.scale.options(),
         )
-        prefix = "/" if len(self.told) == 1 else f"/{name}"
         try:
             with _quiet():
-                serve.run(kind.bind(told), name=name, route_prefix=prefix)
+                serve.run(kind.bind(told), name=name, route_prefix=told.prefix or "/")
         except RuntimeError as error:
             said = " ".join(str(error).split())[:400]
             raise Unavailable(f"{name} did not come up: {said}", "workbench predict it here first") from None
@@ -90,7 +89,7 @@ class Deployed:
         if name not in self.told:
             raise NotFound(f"{name} is not served here", f"{', '.join(self.told)} is")
         known = self.told[name]
-        self.told[name] = Told(**vars(known) | {"ref": ref, "generation": known.generation + 1})
+        self.told[name] = replace(known, ref=ref, generation=known.generation + 1)
         self.start(name)
 
     def replicas(self, name: str) -> dict[str, int]:
@@ -126,6 +125,8 @@ def deployed(
     told = {many.name_of(ref): _told(ref, scale, hosts, ledger, run) for ref in refs}
     if len(told) < len(refs):
         raise BadInput(f"{', '.join(refs)} name a model twice", "name each once")
+    if len(told) > 1:
+        told = {name: replace(one, prefix=f"/{name}") for name, one in told.items()}
     port = _free(host, port)
     digests = sorted({digest for one in told.values() for digest in one.clients})
     need("ray.serve", extra="ray")

@@ -28,7 +28,7 @@ __all__ = [
 # %% ../../notebooks/50_serve/40_wire.ipynb #e56bcb06
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 import uvicorn
@@ -107,7 +107,7 @@ class Call:
 class Direct(Protocol):
     "The way of an app for requests that came whole."
 
-    paths: frozenset[bytes]
+    paths: Container[bytes]
 
     def __call__(self, call: Call) -> bool:
         "Take a request, to be answered now or later; False: the usual way."
