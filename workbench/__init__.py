@@ -417,8 +417,7 @@ def __getattr__(name: str) -> "Any":
             raise
         hint = f"pip install 'workbench[{_EXTRA[library]}]'"
         raise _MissingExtra(f"workbench.{name} needs '{library}', which is not installed", hint) from None
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:
