@@ -111,8 +111,8 @@ class GivesWay:
         if (waiting := serving_waits()) and makes_room(waiting, free_by_node(), _held(control)):
             ask(control, "yield")
 
-    def pause(self, workers: int, idle: Callable[[], None]) -> None:
-        "The ranks have left: wait until no service waits and there is room for `workers` again."
+    def pause(self, idle: Callable[[], None]) -> None:
+        "The ranks have left: wait until no service waits and there is room for them again."
         control = self.folder / "control" / str(self.attempt)
         step = json.loads((control / "leave.json").read_text())["at"]
         self.incidents.append(

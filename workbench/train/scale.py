@@ -301,13 +301,14 @@ def _attempts(
     folder, history = Path(task["folder"]), []
     tail, way = Tail(folder / "events.jsonl"), GivesWay(folder)
     while True:
-        thread, failures = _launch(task | {"attempt": way.site.attempt, "start": way.site.start}, workers)
+        site = way.site
+        thread, failures = _launch(task | {"attempt": site.attempt, "start": site.start}, workers)
         history += _follow(thread, tail, on_epoch, on_step, way.look)
         if failures:
             raise _error(folder, failures[0], workers) from failures[0]
         if (folder / "best.safetensors").exists():
             return history, way.incidents
-        way.pause(workers, lambda: on_step(0))
+        way.pause(lambda: on_step(0))
 
 
 def _result(
