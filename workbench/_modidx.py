@@ -7437,6 +7437,10 @@ d = {
                 "30_models/predictor.html#predictor._measured",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.Predictor.largest": (
+                "30_models/predictor.html#predictor.largest",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.Predictor.scores": (
                 "30_models/predictor.html#predictor.scores",
                 "workbench/models/predictor.py",
@@ -10282,6 +10286,10 @@ d = {
             "workbench.serve.policy.Policy": ("50_serve/policy.html#policy", "workbench/serve/policy.py"),
             "workbench.serve.policy.Policy.__post_init__": (
                 "50_serve/policy.html#policy.__post_init__",
+                "workbench/serve/policy.py",
+            ),
+            "workbench.serve.policy.Policy._at_once": (
+                "50_serve/policy.html#policy._at_once",
                 "workbench/serve/policy.py",
             ),
             "workbench.serve.policy.Policy._best": (

@@ -306,9 +306,10 @@ WAITS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 200)), max_size=40)
 @given(
     waiting=WAITS,
     cost=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-5, 0.5)), min_size=1, max_size=12),
+    tiles=st.sampled_from([(), (0,), (0, 1, 2, 3, 4, 4, 4, 7, 8), tuple(range(33))]),
 )
-def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list) -> None:
-    policy = Policy()
+def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list, tiles: tuple) -> None:
+    policy = Policy(tiles=tiles)
     for size, took_s in cost:
         policy.observe(size, took_s)
     asks = [SimpleNamespace(deadline_s=until, rows=n) for until, n in waiting]
@@ -346,6 +347,42 @@ def test_a_size_that_a_bad_moment_made_slow_is_tried_again() -> None:
     for _ in range(400):
         policy.observe(policy.most_rows, true_s[policy.most_rows])
     assert policy.best_rows == 16, "32 have no better rate, and 4 have less"
+
+
+TILE_MS = {1: 12.5, 2: 18.0, 4: 29.0, 8: 51.0, 16: 99.0}  # a transformer, measured
+TILES = tuple(min(rows, max((size for size in TILE_MS if size <= rows), default=0)) for rows in range(17))
+
+
+def p99_ms(tiles: tuple[int, ...], rate: float) -> float:
+    "Of 60,000 requests at random moments, each batch as many tiles as it takes."
+    policy, waiting = Policy(tiles=tiles), deque()
+    for size, ms in TILE_MS.items():
+        policy.observe(size, ms / 1e3)
+    due = np.cumsum(np.random.default_rng(0).exponential(1 / rate, 60_000)).tolist()
+    clock, came, took = 0.0, 0, []
+    while len(took) < len(due):
+        if not waiting:
+            clock = max(clock, due[came])
+        while came < len(due) and due[came] <= clock:
+            waiting.append(SimpleNamespace(deadline_s=due[came] + 60.0, rows=1))
+            came += 1
+        rows = policy.split(waiting, clock).rows
+        left = rows
+        while left:
+            clock += TILE_MS[TILES[left]] / 1e3
+            left -= TILES[left]
+        took += [clock - waiting.popleft().deadline_s + 60.0 for _ in range(rows)]
+    return float(np.quantile(took, 0.99)) * 1e3
+
+
+def test_a_long_batch_ends_with_a_tile_so_that_nobody_waits_for_the_rest_of_it() -> None:
+    nine = [SimpleNamespace(deadline_s=9.0, rows=1)] * 9
+    assert Policy(tiles=TILES, seconds={16: 0.1}, best_rows=16).split(nine, 0.0).rows == 8
+    assert Policy(tiles=TILES, seconds={16: 0.001}, best_rows=16).split(nine, 0.0).rows == 9, (
+        "soon done anyway"
+    )
+    together, divided = p99_ms((), 118), p99_ms(TILES, 118)
+    assert divided < 0.92 * together, (divided, together)
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.5, 4.0])

@@ -5,6 +5,7 @@
 - What a size took in a bad moment is no verdict: now and then a batch is of the next size, and what was less than known counts more.
 - The best size is the smallest that has nearly the best rate: a larger one only makes everybody wait longer.
 - A batch takes at most an eighth of the deadline by default, so that a few fit before one who waits.
+- A batch that takes long ends with the first of the model's tiles: the next tile is the next batch, and who came meanwhile shares it. Nine rows that are scored as eight and one would let eight wait for the one.
 - Nobody waits for company: what has come while the last batch ran is the next batch.
 - A request is refused when the rows before it and its own would take longer than `headroom` of its deadline. Refused at once it costs a fraction of a millisecond; answered too late it costs the model's time and helps nobody.
 - While there is no room and kept answers are rare, a request is turned away unread (`Door`): reading it costs more than saying no.
@@ -21,6 +22,7 @@ __all__ = [
     "UNLEARN",
     "MOVED",
     "JUMP",
+    "LONG_S",
     "RARE",
     "LOOK",
     "Overloaded",
@@ -32,7 +34,7 @@ __all__ = [
 
 # %% ../../notebooks/50_serve/05_policy.ipynb #6204794d
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -45,6 +47,7 @@ LEARN = 0.2  # weight of a new batch
 UNLEARN = 0.5  # where a full one took less than is known
 MOVED = 0.05  # of what is known may change before what was made of it is made again
 JUMP = 4.0  # a batch that took this many times longer was disturbed, and counts as so many
+LONG_S = 0.01  # a batch that takes longer is worth dividing
 RARE = 0.05  # share of requests with a kept answer, below which one may be turned away unread
 LOOK = 16  # one in so many is read all the same, to know that share; and one batch is of the next size
 
@@ -84,6 +87,7 @@ class Policy:
     max_rows: int = SIZES[-1]
     seconds: dict[int, float] = field(default_factory=dict)  # on its way, by batch size
     best_rows: int = 1
+    tiles: tuple[int, ...] = ()  # of 0, 1, 2 ... rows: how many the model scores first; of more, whole ones
     # That the model alone took lately, by batch size.
     _least: dict[int, float] = field(default_factory=dict, repr=False)
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
@@ -195,18 +199,28 @@ class Policy:
 
     def split(self, waiting: Iterable[Waiting], now_s: float) -> Split:
         "What to drop and what to score of those who wait, oldest first."
-        expired = taken = rows = 0
+        expired = rows = 0
+        ends: list[int] = []  # rows with each that is taken
         tightest = math.inf
         for ask in waiting:
-            if not taken and ask.deadline_s < now_s + self.least_s(ask.rows):
+            if not ends and ask.deadline_s < now_s + self.least_s(ask.rows):
                 expired += 1
                 continue
             tightest = min(tightest, ask.deadline_s)
             more = rows + ask.rows
-            if taken and (more > self.most_rows or now_s + self.expected_s(more) > tightest):
+            if ends and (more > self.most_rows or now_s + self.expected_s(more) > tightest):
                 break
-            taken, rows = taken + 1, more
-        return Split(expired, taken, rows)
+            rows = more
+            ends.append(rows)
+        taken = max(bisect_right(ends, self._at_once(rows)), min(len(ends), 1))
+        return Split(expired, taken, ends[taken - 1] if taken else 0)
+
+    def _at_once(self, rows: int) -> int:
+        "Of `rows` that could be a batch, those that the model scores first; all, where that saves nobody much."
+        whole = len(self.tiles) - 1
+        if whole < 1 or self.expected_s(rows) < LONG_S:
+            return rows
+        return self.tiles[rows] if rows <= whole else rows - rows % whole
 
 
 # %% ../../notebooks/50_serve/05_policy.ipynb #door
