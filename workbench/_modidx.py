@@ -11005,6 +11005,10 @@ d = {
                 "50_serve/wire.html#boundedprotocol._bite",
                 "workbench/serve/wire.py",
             ),
+            "workbench.serve.wire.BoundedProtocol._came": (
+                "50_serve/wire.html#boundedprotocol._came",
+                "workbench/serve/wire.py",
+            ),
             "workbench.serve.wire.BoundedProtocol._end": (
                 "50_serve/wire.html#boundedprotocol._end",
                 "workbench/serve/wire.py",
@@ -11015,6 +11019,10 @@ d = {
             ),
             "workbench.serve.wire.BoundedProtocol._may_be_direct": (
                 "50_serve/wire.html#boundedprotocol._may_be_direct",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol._wait_for_body": (
+                "50_serve/wire.html#boundedprotocol._wait_for_body",
                 "workbench/serve/wire.py",
             ),
             "workbench.serve.wire.BoundedProtocol._watch": (
@@ -11055,6 +11063,10 @@ d = {
             ),
             "workbench.serve.wire.BoundedProtocol.send_400_response": (
                 "50_serve/wire.html#boundedprotocol.send_400_response",
+                "workbench/serve/wire.py",
+            ),
+            "workbench.serve.wire.BoundedProtocol.shutdown": (
+                "50_serve/wire.html#boundedprotocol.shutdown",
                 "workbench/serve/wire.py",
             ),
             "workbench.serve.wire.Call": ("50_serve/wire.html#call", "workbench/serve/wire.py"),
