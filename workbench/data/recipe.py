@@ -36,7 +36,7 @@ FEW = 100  # values are not sorted to find which there are
 def _number(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "iufb":
         raise BadInput(f"numeric feature '{name}' is {values.dtype}, not a number", "list it as categorical")
-    return values.astype(np.float64)
+    return values
 
 
 def _texts(name: str, values: np.ndarray) -> list[str]:
@@ -71,7 +71,7 @@ def _coded(name: str, values: np.ndarray, codes: _Codes) -> np.ndarray:
 def _fit_number(name: str, values: np.ndarray) -> dict[str, Any]:
     if np.isinf(values).any():
         raise BadInput(f"numeric feature '{name}' has infinite values", "mend it in the features function")
-    known = values[~np.isnan(values)]
+    known = values[~np.isnan(values)].astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # said in words below
         mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
     if not math.isfinite(std):
@@ -91,7 +91,7 @@ def _scaled(
     known = np.isfinite(values)
     with np.errstate(over="ignore"):  # cut by the next line
         scaled = (np.where(known, values, mean) - mean) / std
-    return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
+    return np.minimum(np.maximum(scaled, -LIMIT, out=scaled), LIMIT, out=scaled).astype(np.float32)
 
 
 # %% ../../notebooks/20_data/30_recipe.ipynb #recipe
@@ -132,12 +132,12 @@ class Recipe:
         expected("columns", columns, Mapping, "give arrays by name: feed.columns()")
         found = self._features(columns, stats["inputs"])
         rows = len(next(iter(found.values())))
-        numbers = np.empty((len(self.numeric), rows))
-        for i, name in enumerate(self.numeric):
-            numbers[i] = _number(name, found[name])
+        kinds = [_number(name, found[name]) for name in self.numeric]
+        numbers = np.concatenate(kinds or [()], dtype=np.float64).reshape(len(kinds), rows)
         out = np.empty((rows, self.width), dtype=np.float32)
         out[:, : len(self.numeric)] = _scaled(numbers, *self._moments).T
-        out[:, len(self.numeric) : self.n_dense] = ~np.isfinite(numbers[self._gaps]).T
+        if self._gaps:
+            out[:, len(self.numeric) : self.n_dense] = ~np.isfinite(numbers[self._gaps]).T
         for at, name in enumerate(self.categorical, start=self.n_dense):
             out[:, at] = _coded(name, found[name], self._codes[name])
         return out
@@ -201,7 +201,7 @@ class Recipe:
     def _flagged(self) -> list[str]:
         return [name for name in self.numeric if self._fitted()["numeric"][name]["has_missing"]]
 
-    @property
+    @cached_property
     def n_dense(self) -> int:
         "Numbers and flags: the columns before the codes."
         return len(self.numeric) + len(self._flagged)
@@ -211,7 +211,7 @@ class Recipe:
         "Codes of each category, 0 (never seen) included."
         return [len(self._fitted()["categorical"][name]) + 1 for name in self.categorical]
 
-    @property
+    @cached_property
     def width(self) -> int:
         "Columns of the encoded array."
         return self.n_dense + len(self.categorical)
