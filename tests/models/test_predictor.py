@@ -194,3 +194,5 @@ def test_the_tiles_for_some_rows_are_those_that_take_the_least_time_together() -
     flat, steep = _plans(dict.fromkeys((4, 8, 16, 32), 1.0)), _plans({1: 1.0, 2: 1.9, 4: 3.5, 32: 28.0})
     assert {len(plan) for plan in flat[1:]} == {1} and flat[0] == ()
     assert sorted(steep[5]) == [1, 4] and sorted(steep[7]) == [1, 2, 4] and sum(steep[32]) == 32
+    disturbed = _plans({1: 12.5, 2: 18.0, 4: 27.0, 8: 56.0, 16: 110.0, 32: 230.0})
+    assert disturbed[8] == (8,) and disturbed[9] == (1, 8), "twice four is hardly faster than eight"

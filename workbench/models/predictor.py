@@ -16,6 +16,7 @@ __all__ = [
     "SMALL_TILES",
     "FEW",
     "WIDE_ROWS",
+    "SAVES",
     "PAYS",
     "MIXES_ROWS",
     "Score",
@@ -46,6 +47,7 @@ TILE_ROWS = 32
 SMALL_TILES = (1, 2, 4, 8, 16)  # tried for fewer rows
 FEW = 4  # rows; with fewer, a matrix library multiplies by vectors, and rounds otherwise
 WIDE_ROWS = (256, 1024, 4096)  # tried for many
+SAVES = 0.9  # of the time: what was measured once may have been disturbed
 PAYS = 0.95  # of the time a row takes: what saves less is not worth its memory
 MIXES_ROWS = 1e-4  # a larger move of a probability is not rounding
 Score = Callable[[np.ndarray], np.ndarray]
@@ -234,11 +236,15 @@ def _small_tiles(score: Score, tile: np.ndarray, sizes: Sequence[int]) -> dict[i
 
 
 def _plans(seconds: dict[int, float]) -> list[tuple[int, ...]]:
-    "For 0 to TILE_ROWS rows, the tiles that take the least time together."
+    "For 0 to TILE_ROWS rows, the tiles that take the least time together; smaller ones only where they clearly save some."
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for rows in range(1, TILE_ROWS + 1):
-        rests = [(took_s, size, best[max(0, rows - size)]) for size, took_s in seconds.items()]
-        best.append(min((took_s + rest_s, (size, *rest)) for took_s, size, (rest_s, rest) in rests))
+        found = min((took_s, (size,)) for size, took_s in seconds.items() if size >= rows)
+        for size in sorted((size for size in seconds if size < rows), reverse=True):
+            rest_s, rest = best[rows - size]
+            if (took_s := seconds[size] + rest_s) < SAVES * found[0]:
+                found = took_s, (*rest, size)
+        best.append(found)
     return [plan for _, plan in best]
 
 

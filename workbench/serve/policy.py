@@ -137,7 +137,7 @@ class Policy:
     @property
     def most_rows(self) -> int:
         "Rows of the next batch: the best size, now and then one more, because what was slow may have been disturbed."
-        if self._batches % LOOK or self.best_rows in (1, SIZES[-1]):
+        if self._batches % LOOK or self.best_rows in (1, SIZES[-1]) or self.best_rows not in self.seconds:
             return self.best_rows
         more = min(self.max_rows, SIZES[bisect_left(SIZES, self.best_rows + 1)])
         return more if self.expected_s(more) <= 2 * self._patience_s() else self.best_rows
