@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 from storage import KEY, Storage, storage
 
 from workbench.base.errors import BadFeed, BadInput
 from workbench.base.records import Ledger
-from workbench.data import filesystem
+from workbench.data import filesystem, parquet
 from workbench.data.contract import Column, Contract
 from workbench.data.csv import write_csv
 from workbench.data.feed import Feed
@@ -102,6 +103,33 @@ def test_only_the_columns_that_are_asked_for_travel(cloud: Storage, project: Pat
     finally:
         filesystem._Http.fetch = fetch  # type: ignore[method-assign]
     assert sum(sent) < len(cloud.objects["bucket/w.parquet"])
+
+
+def test_an_epoch_asks_now_and_then_whether_a_far_file_was_written_to(
+    cloud: Storage, project: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(FRAME.select("n").to_arrow(), project / "x.parquet", row_group_size=100)
+    cloud.objects["bucket/x.parquet"] = (project / "x.parquet").read_bytes()
+    feed = Feed(f"{cloud.http}/bucket/x.parquet", Contract("rows", {"n": Column("int")}))
+    feed.check()
+    asked: list[str] = []
+    ask = filesystem._Http.stat
+    monkeypatch.setattr(filesystem._Http, "stat", lambda self: asked.append(self.url) or ask(self))
+    counts = []
+    for recheck_s in (60.0, 0.0):
+        monkeypatch.setattr(parquet, "RECHECK_S", recheck_s)
+        asked.clear()
+        assert sum(len(batch) for batch in feed.batches(columns=["n"], batch_size=500, threads=1)) == 3000
+        counts.append(len(asked))
+    often, always = counts
+    assert always - often >= 29, "30 row groups"
+    monkeypatch.setattr(parquet, "RECHECK_S", 60.0)
+    source = parquet.ParquetSource(f"{cloud.http}/bucket/x.parquet")
+    read, parts = source.reader(), source.parts
+    assert read(parts[0], ["n"]).num_rows == 100
+    cloud.objects["bucket/x.parquet"] += b"more"
+    with pytest.raises(BadFeed, match="written to while it was read"):
+        read(parts[1], ["n"])
 
 
 @pytest.mark.parametrize("fault", ["cut", "error", "stall", "slow"])
