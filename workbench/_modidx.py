@@ -2594,6 +2594,10 @@ d = {
                 "20_data/filesystem.html#label",
                 "workbench/data/filesystem.py",
             ),
+            "workbench.data.filesystem.marked": (
+                "20_data/filesystem.html#marked",
+                "workbench/data/filesystem.py",
+            ),
             "workbench.data.filesystem.open_place": (
                 "20_data/filesystem.html#open_place",
                 "workbench/data/filesystem.py",

@@ -16,6 +16,7 @@ __all__ = [
     "Patience",
     "Gone",
     "is_url",
+    "marked",
     "label",
     "Stat",
     "FarFile",
@@ -70,6 +71,11 @@ class Gone(OSError):
 def is_url(place: Place) -> bool:
     "Whether a place is a URL."
     return isinstance(place, str) and "://" in place
+
+
+def marked(place: Place) -> bool:
+    "Whether each answer says which version of the file it is of, and another one is an error."
+    return is_url(place) and urlsplit(str(place)).scheme in ("http", "https")
 
 
 def label(place: Place) -> str:
@@ -171,14 +177,17 @@ class _Store:
 
     def stat(self) -> Stat:
         "Size and version."
+        try:
+            with self.filesystem.open_input_file(self.path) as handle:
+                marks = {str(k).lower(): v for k, v in (_metadata(handle) or {}).items()}
+                if etag := marks.get("etag"):  # all in one question
+                    return Stat(handle.size(), etag.decode() if isinstance(etag, bytes) else str(etag))
+        except FileNotFoundError:
+            raise Gone("no such file") from None
         info = self.filesystem.get_file_info(self.path)
         if info.type != need("pyarrow.fs", extra="data").FileType.File:
             raise Gone("no such file")
-        with self.filesystem.open_input_file(self.path) as handle:
-            marks = {str(k).lower(): v for k, v in (_metadata(handle) or {}).items()}
-        etag = marks.get("etag", b"")
-        mark = etag.decode() if isinstance(etag, bytes) else str(etag)
-        return Stat(info.size, mark or str(info.mtime_ns))
+        return Stat(info.size, str(info.mtime_ns))
 
     def fetch(self, at: int, size: int, stat: Stat) -> bytes:
         "Some bytes, fewer when the transfer breaks off."
@@ -253,7 +262,7 @@ def _patiently(url: str, seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _kind(url: str) -> Any:
-    return _Http(url) if urlsplit(url).scheme in ("http", "https") else _Store(url)
+    return _Http(url) if marked(url) else _Store(url)
 
 
 # %% ../../notebooks/20_data/12_filesystem.ipynb #far-file
