@@ -6,9 +6,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import distributions
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import workbench
 from workbench.base import errors
@@ -147,3 +149,10 @@ def test_a_light_core_says_which_extra_is_missing() -> None:
     )
     assert "pip install 'workbench[data]'" in done.stdout
     assert "bare" not in done.stdout, done.stdout
+
+
+def test_what_is_installed_runs_on_the_oldest_python_that_is_promised() -> None:
+    wants = {one.name: one.metadata.get("Requires-Python") or "" for one in distributions()}
+    assert wants["workbench"] == ">=3.11"
+    late = {name: want for name, want in wants.items() if not SpecifierSet(want).contains("3.11.0")}
+    assert not late, "pin an older one in constraints.txt"
