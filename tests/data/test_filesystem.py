@@ -127,9 +127,11 @@ def test_an_epoch_asks_now_and_then_whether_a_far_file_was_written_to(
     source = parquet.ParquetSource(f"{cloud.http}/bucket/x.parquet")
     read, parts = source.reader(), source.parts
     assert read(parts[0], ["n"]).num_rows == 100
-    cloud.objects["bucket/x.parquet"] += b"more"
+    pq.write_table(FRAME.select(pl.col("n") + 1).to_arrow(), project / "y.parquet", row_group_size=100)
+    cloud.objects["bucket/x.parquet"] = (project / "y.parquet").read_bytes()
     with pytest.raises(BadFeed, match="written to while it was read"):
         read(parts[1], ["n"])
+    assert read(parts[1], ["n"])["n"][0].as_py() == 101, "what was refused is looked at anew"
 
 
 @pytest.mark.parametrize("fault", ["cut", "error", "stall", "slow"])

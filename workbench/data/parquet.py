@@ -121,7 +121,11 @@ class ParquetSource(Source):
         "The file; with `keep`, the one that this thread has open already."
         with self._told():
             if keep:
-                yield _kept(self.place)
+                try:
+                    yield _kept(self.place)
+                except BaseException:
+                    _open_here.key = (None,)  # looked at anew, whatever it was
+                    raise
             else:
                 with _file(self.place, stat(self.place)) as file:
                     yield file
