@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from workbench.serve.wire import DIRECT_BYTES, PIECE_S, Call, listen, server
+from workbench.serve import wire
+from workbench.serve.wire import DIRECT_BYTES, Call, listen, server
 
 
 class Direct:
@@ -67,35 +68,39 @@ def answer(sock: socket.socket, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "wait_s", "way"),
+    ("pieces", "piece_s", "way"),
     [
-        ([b"{", b"}"], PIECE_S / 20, b"direct"),
-        ([b"{}"], 3 * PIECE_S, b"usual"),
-        ([b"{", b"}"], 3 * PIECE_S, b"usual"),
-        ([b" " * DIRECT_BYTES], PIECE_S / 20, b"usual"),
+        ([b"{", b"}"], 30.0, b"direct"),
+        ([b"{}"], 0.02, b"usual"),
+        ([b"{", b"}"], 0.02, b"usual"),
+        ([b" " * DIRECT_BYTES], 30.0, b"usual"),
     ],
 )
 def test_a_small_body_that_follows_its_head_is_answered_directly(
-    running: Any, pieces: list[bytes], wait_s: float, way: bytes
+    running: Any, pieces: list[bytes], piece_s: float, way: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wire, "PIECE_S", piece_s)
     body = b"".join(pieces)
     with socket.create_connection(("127.0.0.1", running[1])) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(2):  # a connection is as good afterwards
             sock.sendall(head(len(body)))
             for piece in pieces:
-                time.sleep(wait_s)
+                time.sleep(0.2)
                 sock.sendall(piece)
             assert answer(sock, body) == way
 
 
-def test_a_head_whose_body_is_on_its_way_is_answered_when_the_service_stops(running: Any) -> None:
+def test_a_head_whose_body_is_on_its_way_is_answered_when_the_service_stops(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "PIECE_S", 30.0)
     serving, port = running
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(head(2))
-        time.sleep(PIECE_S / 4)
+        time.sleep(0.2)
         serving.should_exit = True
-        time.sleep(3 * PIECE_S)
+        time.sleep(0.5)
         sock.sendall(b"{}")
         assert answer(sock, b"{}") == b"usual"
 
@@ -107,5 +112,5 @@ def test_a_client_that_leaves_between_head_and_body_leaves_nothing_behind(runnin
     deadline = time.monotonic() + 20
     while serving.server_state.connections and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(2 * PIECE_S)
+    time.sleep(2 * wire.PIECE_S)
     assert not serving.server_state.connections and not serving.server_state.tasks
