@@ -7437,12 +7437,16 @@ d = {
                 "30_models/predictor.html#predictor._in_tiles",
                 "workbench/models/predictor.py",
             ),
+            "workbench.models.predictor.Predictor._known_tiles": (
+                "30_models/predictor.html#predictor._known_tiles",
+                "workbench/models/predictor.py",
+            ),
             "workbench.models.predictor.Predictor._measured": (
                 "30_models/predictor.html#predictor._measured",
                 "workbench/models/predictor.py",
             ),
-            "workbench.models.predictor.Predictor.largest": (
-                "30_models/predictor.html#predictor.largest",
+            "workbench.models.predictor.Predictor.largest_tiles": (
+                "30_models/predictor.html#predictor.largest_tiles",
                 "workbench/models/predictor.py",
             ),
             "workbench.models.predictor.Predictor.scores": (

@@ -309,7 +309,7 @@ WAITS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 200)), max_size=40)
     tiles=st.sampled_from([(), (0,), (0, 1, 2, 3, 4, 4, 4, 7, 8), tuple(range(33))]),
 )
 def test_the_policy_never_stalls_and_never_reorders(waiting: list, cost: list, tiles: tuple) -> None:
-    policy = Policy(tiles=tiles)
+    policy = Policy(largest_tiles=tiles)
     for size, took_s in cost:
         policy.observe(size, took_s)
     asks = [SimpleNamespace(deadline_s=until, rows=n) for until, n in waiting]
@@ -355,7 +355,7 @@ TILES = tuple(min(rows, max((size for size in TILE_MS if size <= rows), default=
 
 def p99_ms(tiles: tuple[int, ...], rate: float) -> float:
     "Of 60,000 requests at random moments, each batch as many tiles as it takes."
-    policy, waiting = Policy(tiles=tiles), deque()
+    policy, waiting = Policy(largest_tiles=tiles), deque()
     for size, ms in TILE_MS.items():
         policy.observe(size, ms / 1e3)
     due = np.cumsum(np.random.default_rng(0).exponential(1 / rate, 60_000)).tolist()
@@ -377,8 +377,8 @@ def p99_ms(tiles: tuple[int, ...], rate: float) -> float:
 
 def test_a_long_batch_ends_with_a_tile_so_that_nobody_waits_for_the_rest_of_it() -> None:
     nine = [SimpleNamespace(deadline_s=9.0, rows=1)] * 9
-    assert Policy(tiles=TILES, seconds={16: 0.1}, best_rows=16).split(nine, 0.0).rows == 8
-    assert Policy(tiles=TILES, seconds={16: 0.001}, best_rows=16).split(nine, 0.0).rows == 9, (
+    assert Policy(largest_tiles=TILES, seconds={16: 0.1}, best_rows=16).split(nine, 0.0).rows == 8
+    assert Policy(largest_tiles=TILES, seconds={16: 0.001}, best_rows=16).split(nine, 0.0).rows == 9, (
         "soon done anyway"
     )
     together, divided = p99_ms((), 118), p99_ms(TILES, 118)

@@ -291,14 +291,17 @@ class Predictor:
     @property
     def tiles(self) -> tuple[int, ...]:
         "Rows of the tiles that give the same bits, measured when first asked; the whole tile is last."
+        return tuple(self._known_tiles())
+
+    def _known_tiles(self) -> dict[int, float]:
         if self._tiles is None:
             self._tiles = self._measured(_made_up_rows(self.recipe))
             self._plans = _plans(self._tiles)
-        return tuple(self._tiles)
+        return self._tiles
 
-    def largest(self) -> tuple[int, ...]:
+    def largest_tiles(self) -> tuple[int, ...]:
         "Of 0, 1, 2 ... rows, up to a whole tile: how many share the largest of their tiles."
-        assert self.tiles
+        self._known_tiles()
         return tuple(min(rows, max(plan, default=0)) for rows, plan in enumerate(self._plans))
 
     def _measured(self, tile: np.ndarray) -> dict[int, float]:

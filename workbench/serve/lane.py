@@ -53,7 +53,7 @@ class Loaded:
     def _warm(self) -> float:
         "Measure batch sizes for a bounded time; returns the seconds of one row."
         self._predictor.warm()
-        self.policy.tiles = self._predictor.largest()
+        self.policy.largest_tiles = self._predictor.largest_tiles()
         values, _ = self.checker.read(self.checker.example())
         until, row_s = now() + WARM_S, 0.0
         for size in SIZES[: SIZES.index(32) + 1]:

@@ -5,7 +5,7 @@
 - What a size took in a bad moment is no verdict: now and then a batch is of the next size, and what was less than known counts more.
 - The best size is the smallest that has nearly the best rate: a larger one only makes everybody wait longer.
 - A batch takes at most an eighth of the deadline by default, so that a few fit before one who waits.
-- A batch that takes long ends with the first of the model's tiles: the next tile is the next batch, and who came meanwhile shares it. Nine rows that are scored as eight and one would let eight wait for the one.
+- A batch that takes long ends with the largest of the model's tiles: the rest is the next batch, and who came meanwhile shares it. Nine rows that are scored as eight and one would let eight wait for the one.
 - Nobody waits for company: what has come while the last batch ran is the next batch.
 - A request is refused when the rows before it and its own would take longer than `headroom` of its deadline. Refused at once it costs a fraction of a millisecond; answered too late it costs the model's time and helps nobody.
 - While there is no room and kept answers are rare, a request is turned away unread (`Door`): reading it costs more than saying no.
@@ -87,7 +87,9 @@ class Policy:
     max_rows: int = SIZES[-1]
     seconds: dict[int, float] = field(default_factory=dict)  # on its way, by batch size
     best_rows: int = 1
-    tiles: tuple[int, ...] = ()  # of 0, 1, 2 ... rows: how many the model scores first; of more, whole ones
+    largest_tiles: tuple[
+        int, ...
+    ] = ()  # of 0, 1, 2 ... rows: how many share the largest of their tiles; of more, whole ones
     # That the model alone took lately, by batch size.
     _least: dict[int, float] = field(default_factory=dict, repr=False)
     _memo: dict[int, float] = field(default_factory=dict, repr=False)  # of `work_s`
@@ -216,11 +218,11 @@ class Policy:
         return Split(expired, taken, ends[taken - 1] if taken else 0)
 
     def _at_once(self, rows: int) -> int:
-        "Of `rows` that could be a batch, those that the model scores first; all, where that saves nobody much."
-        whole = len(self.tiles) - 1
+        "Of `rows` that could be a batch, those of the largest tile; all, where that saves nobody much."
+        whole = len(self.largest_tiles) - 1
         if whole < 1 or self.expected_s(rows) < LONG_S:
             return rows
-        return self.tiles[rows] if rows <= whole else rows - rows % whole
+        return self.largest_tiles[rows] if rows <= whole else rows - rows % whole
 
 
 # %% ../../notebooks/50_serve/05_policy.ipynb #door
