@@ -164,7 +164,10 @@ class Bundle:
             model = build(*how, fill=self._streamed)
         else:
             model = build(*how, self.weights())
-        return Predictor(self.recipe, torch_score(model) if self.framework == "torch" else model)
+        if self.framework != "torch":
+            return Predictor(self.recipe, model)
+        # torch takes another kernel where a weight could ask for its gradient, and streamed ones cannot
+        return Predictor(self.recipe, torch_score(model.requires_grad_(False)))
 
     def _streamed(self, make: Callable[[], Any]) -> Any:
         from workbench.models.stream import lazy
