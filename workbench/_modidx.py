@@ -640,6 +640,7 @@ d = {
                 "95_cli/client.html#_die_with_parent",
                 "workbench/cli/client.py",
             ),
+            "workbench.cli.client._patient": ("95_cli/client.html#_patient", "workbench/cli/client.py"),
             "workbench.cli.client._wait_ready": ("95_cli/client.html#_wait_ready", "workbench/cli/client.py"),
             "workbench.cli.client.ask": ("95_cli/client.html#ask", "workbench/cli/client.py"),
             "workbench.cli.client.free_port": ("95_cli/client.html#free_port", "workbench/cli/client.py"),
