@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,21 +125,19 @@ def ask(port: int, rows: list[dict[str, Any]], tracker: Tracker) -> Replies:
         "Authorization": f"Bearer {service_token(Store(), load_settings())}",
         "Content-Type": "application/json",
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     predictions, latencies, versions = [], [], set()
-    for row in rows:
-        began = time.perf_counter()
-        status, text = _patient(connection, json.dumps({"row": row}), headers)
-        latencies.append((time.perf_counter() - began) * 1000)
-        if status != 200:
-            raise Unavailable(
-                f"the service answered {status}: {text[:200]!r}", "see the row and its contract"
-            )
-        answer = json.loads(text)
-        predictions.append(answer["prediction"])
-        versions.add(answer["version"])
-        tracker.advance()
-    connection.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for row in rows:
+            began = time.perf_counter()
+            status, text = _patient(connection, json.dumps({"row": row}), headers)
+            latencies.append((time.perf_counter() - began) * 1000)
+            if status != 200:
+                what = f"the service answered {status}: {text[:200]!r}"
+                raise Unavailable(what, "see the row and its contract")
+            answer = json.loads(text)
+            predictions.append(answer["prediction"])
+            versions.add(answer["version"])
+            tracker.advance()
     return Replies(np.array(predictions, np.float32), np.array(latencies), versions)
