@@ -16,6 +16,7 @@ Usage: python benchmarks/slim.py [--only flights,call,encoder] [--rounds 3] [--v
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -157,6 +158,7 @@ def variants(folder: Path, scratch: Path, wanted: list[str]) -> dict[str, Any]:
 
     whole, graphs = rooms.load(folder), []
 
+    @functools.cache  # what is compiled, and what is not, come from one bundle
     def form(name: str) -> Any:
         if name in (forms.GRAPH, forms.INT8) and not graphs:
             graphs.append(forms.drawn(whole))
