@@ -10108,6 +10108,7 @@ d = {
                 "50_serve/lane.html#loaded.failure",
                 "workbench/serve/lane.py",
             ),
+            "workbench.serve.lane.Loaded.key": ("50_serve/lane.html#loaded.key", "workbench/serve/lane.py"),
             "workbench.serve.lane.Loaded.read_all": (
                 "50_serve/lane.html#loaded.read_all",
                 "workbench/serve/lane.py",
@@ -11084,12 +11085,13 @@ d = {
                 "workbench/serve/wire.py",
             ),
             "workbench.serve.wire.Call.answer": ("50_serve/wire.html#call.answer", "workbench/serve/wire.py"),
-            "workbench.serve.wire.Call.set": ("50_serve/wire.html#call.set", "workbench/serve/wire.py"),
             "workbench.serve.wire.Direct": ("50_serve/wire.html#direct", "workbench/serve/wire.py"),
             "workbench.serve.wire.Direct.__call__": (
                 "50_serve/wire.html#direct.__call__",
                 "workbench/serve/wire.py",
             ),
+            "workbench.serve.wire._Nobody": ("50_serve/wire.html#_nobody", "workbench/serve/wire.py"),
+            "workbench.serve.wire._Nobody.set": ("50_serve/wire.html#_nobody.set", "workbench/serve/wire.py"),
             "workbench.serve.wire._Server": ("50_serve/wire.html#_server", "workbench/serve/wire.py"),
             "workbench.serve.wire._Server.__init__": (
                 "50_serve/wire.html#_server.__init__",

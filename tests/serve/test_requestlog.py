@@ -71,7 +71,7 @@ def test_closing_on_a_full_disk_counts_what_is_lost(store: Store) -> None:
     assert (log.pending.lost, log.pending.rows) == (2, 0)
 
 
-def test_a_row_that_cannot_be_written_costs_its_request_only(log: RequestLog, store: Store) -> None:
+def test_a_row_that_cannot_be_written_costs_itself_only(log: RequestLog, store: Store) -> None:
     for i in range(20):
         log.add(f"{i:02}", 1, [{**GOOD, "carrier": "\ud800"} if i == 7 else GOOD], [0.5])
     assert log.flush()

@@ -287,7 +287,7 @@ def _at_ease() -> Iterator[None]:
     thresholds, interval_s = gc.get_threshold(), sys.getswitchinterval()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(5_000, 20, 20)
     sys.setswitchinterval(SWITCH_S)
     try:
         yield

@@ -30,26 +30,29 @@ class Cache:
         if rows < 0 or ttl_s < 0:
             raise BadInput(f"a cache of {rows} rows for {ttl_s} s", "0 or more of both")
         self.rows, self.ttl_s, self._clock = rows, ttl_s, clock
-        self._kept: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, float] = OrderedDict()
+        self._since_s: dict[Hashable, float] = {}  # where age counts
 
     def get(self, key: Hashable) -> float | None:
         "The answer kept under `key`, or None."
         found = self._kept.get(key)
         if found is None:
             return None
-        if self.ttl_s and self._clock() - found[1] > self.ttl_s:
-            del self._kept[key]
+        if self.ttl_s and self._clock() - self._since_s[key] > self.ttl_s:
+            del self._kept[key], self._since_s[key]
             return None
         self._kept.move_to_end(key)
-        return found[0]
+        return found
 
     def put(self, key: Hashable, answer: float) -> None:
         "Keep an answer."
         if not self.rows:
             return
-        self._kept[key] = (answer, self._clock() if self.ttl_s else 0.0)
+        self._kept[key] = answer
+        if self.ttl_s:
+            self._since_s[key] = self._clock()
         if len(self._kept) > self.rows:
-            self._kept.popitem(last=False)
+            self._since_s.pop(self._kept.popitem(last=False)[0], None)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -230,7 +230,7 @@ class Engine:
         "The score of one checked row: kept, on its way for somebody else, or from the next batch."
         lane, counts = self._running_lane(), self.counts
         loaded = lane.loaded
-        key = (loaded.digest, values) if shared else None
+        key = loaded.key(values) if shared else None
         if shared and (score := self.cache.get(key)) is not None:
             counts.hit += 1
             found = Answered([score], loaded, Trace("hit"))
@@ -260,7 +260,7 @@ class Engine:
         "As `ask_values`, for who does not await: who answers, whether together with another, and what was kept."
         lane, counts = self._running_lane(), self.counts
         loaded = lane.loaded
-        key = (loaded.digest, values)
+        key = loaded.key(values)
         if (score := self.cache.get(key)) is not None:
             counts.hit += 1
             return loaded, False, Answered([score], loaded, _HIT)

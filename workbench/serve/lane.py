@@ -14,9 +14,10 @@ __all__ = ["INLINE_S", "WARM_S", "WARM_CALLS", "now", "Loaded", "Done", "Ask", "
 # %% ../../notebooks/50_serve/08_lane.ipynb #3065adf3
 import asyncio
 import json
+import marshal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Loaded:
         self.name = bundle.name or bundle.contract.name
         self.version, self.digest = bundle.version, bundle.digest
         self.run = str(bundle.lineage.get("run", ""))
+        self._mark = self.digest.encode()
         self.checker = Checker(bundle.contract)
         self._predictor = bundle.predictor()
         self.tiles = self._predictor.tiles
@@ -67,6 +69,13 @@ class Loaded:
             if now() + 4 * spent[-1] > until:
                 break
         return row_s
+
+    def key(self, values: Values) -> Hashable:
+        "Equal for equal rows of this version; bytes, because the garbage collector walks through what tuples hold."
+        try:
+            return self._mark + marshal.dumps(values, 2)
+        except ValueError:  # a moment, which has no such bytes
+            return self.digest, values
 
     def score(self, rows: list[Values]) -> np.ndarray:
         "Probabilities of checked rows, float32 [n]; raises `BadRow` for one that breaks a rule."

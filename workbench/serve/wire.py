@@ -79,18 +79,24 @@ def raw_answer(refusal: Refusal) -> bytes:
 
 
 # %% ../../notebooks/50_serve/40_wire.ipynb #bounded-protocol
-class Call:
-    "A request that came whole, and the line it is answered on; to uvicorn a cycle like its own."
-
-    __slots__ = ("body", "disconnected", "headers", "keep_alive", "message_event", "path", "protocol", "response_complete")  # fmt: skip
-
-    def __init__(self, protocol: "BoundedProtocol", body: bytes) -> None:
-        self.protocol, self.headers, self.path, self.body = protocol, protocol.headers, protocol.url, body
-        self.message_event = self  # what uvicorn tells of a client that left
-        self.keep_alive, self.response_complete, self.disconnected = True, False, False
+class _Nobody:
+    "Who waits for more of a request that came whole."
 
     def set(self) -> None:
         "Nobody waits."
+
+
+class Call:
+    "A request that came whole, and the line it is answered on; to uvicorn a cycle like its own."
+
+    __slots__ = ("body", "disconnected", "headers", "keep_alive", "path", "protocol", "response_complete")  # fmt: skip
+    message_event = (
+        _Nobody()
+    )  # what uvicorn tells of a client that left; no call of its own, which would hold itself
+
+    def __init__(self, protocol: "BoundedProtocol", body: bytes) -> None:
+        self.protocol, self.headers, self.path, self.body = protocol, protocol.headers, protocol.url, body
+        self.keep_alive, self.response_complete, self.disconnected = True, False, False
 
     def answer(self, status: int, lines: bytes, body: bytes) -> None:
         "Send an answer; `lines` are its headers, but for its length."
