@@ -1,15 +1,18 @@
 """The short way of a request gives the answers, refusals and counts of the long one."""
 
 import asyncio
+import gc
 import hashlib
 import http.client
 import json
 import socket
+import threading
 from typing import Any
 
 import pytest
 from conftest import GOOD, TOKEN, Service
 
+from workbench.serve.app import create_app
 from workbench.serve.checker import Checker
 from workbench.serve.clients import Client, Clients
 from workbench.serve.desk import Desk
@@ -18,7 +21,7 @@ from workbench.serve.engine import Engine
 from workbench.serve.guard import Guard
 from workbench.serve.refusal import Limits
 from workbench.serve.replica import _answer_directly
-from workbench.serve.wire import listen
+from workbench.serve.wire import Call, listen, server
 
 BODY = json.dumps({"row": GOOD}).encode()
 
@@ -233,3 +236,34 @@ def test_the_server_that_ray_starts_asks_the_short_way_first(
 
     guard = directly(engine, TOKEN, body)
     assert guard.in_flight == 0 and engine.counts.total_s.count == 1
+
+
+def test_requests_leave_nothing_for_the_garbage_collector(engine: Engine) -> None:
+    port, left = free_port(), []
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        for at in range(61):
+            connection.request(
+                "POST", "/predict", json.dumps({"row": {**GOOD, "distance": 100 + at}}), headers
+            )
+            assert connection.getresponse().read()
+            if at == 10:
+                gc.collect()
+                gc.disable()  # a collection that comes when callers wait is what they feel
+        left.extend(one for one in gc.get_objects() if isinstance(one, Call))
+        connection.close()
+
+    with listen("127.0.0.1", port) as listening:
+        running = server(create_app(engine, token=TOKEN), lambda: None)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            ended = threading.Thread(target=lambda: (asking.join(), setattr(running, "should_exit", True)))
+            ended.start()
+            running.run(sockets=[listening])
+            ended.join()
+        finally:
+            gc.enable()
+    assert len(left) <= 1, "but for the last one, which its connection remembers"

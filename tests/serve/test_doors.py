@@ -17,6 +17,7 @@ from workbench.serve.app import create_app
 from workbench.serve.body import plain_row, read_json
 from workbench.serve.clients import Client, Clients, load_clients
 from workbench.serve.engine import Engine
+from workbench.serve.refusal import Refusal
 
 PARTNER = "token-of-a-partner-012345"
 OWNER = {"authorization": f"Bearer {TOKEN}"}
@@ -235,3 +236,14 @@ def test_the_page_shows_what_the_service_does(service: Service, tmp_path: Path) 
     assert "from cache or shared" in cards and "p99" in cards
     assert not [line for line in wrong if "favicon" not in line and "401" not in line], wrong
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_token_that_was_right_opens_for_nobody_else() -> None:
+    digest = hashlib.sha256(PARTNER.encode()).hexdigest()
+    clients = Clients.of(TOKEN, {digest: Client("partner", frozenset({"read"}))})
+    asked = {f"Bearer {TOKEN}": "owner", f"bearer {PARTNER}": "partner"}
+    for header, name in [*asked.items(), *asked.items()]:
+        assert [clients.who(header.encode()).name for _ in range(2)] == [name, name]
+        for wrong in ("", "Bearer", header[:-1], f"{header}x", header[1:], f"Basic {TOKEN}"):
+            with pytest.raises(Refusal, match="(?i)token"):
+                clients.who(wrong.encode())

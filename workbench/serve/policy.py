@@ -203,14 +203,17 @@ class Policy:
         "What to drop and what to score of those who wait, oldest first."
         expired = rows = 0
         ends: list[int] = []  # rows with each that is taken
-        tightest = math.inf
+        tightest, most = math.inf, self.most_rows
+        slowest_s = now_s + max(self.expected_s(most), *self.seconds.values(), 0.0)
         for ask in waiting:
             if not ends and ask.deadline_s < now_s + self.least_s(ask.rows):
                 expired += 1
                 continue
             tightest = min(tightest, ask.deadline_s)
             more = rows + ask.rows
-            if ends and (more > self.most_rows or now_s + self.expected_s(more) > tightest):
+            if ends and more > most:
+                break
+            if ends and tightest < slowest_s and now_s + self.expected_s(more) > tightest:
                 break
             rows = more
             ends.append(rows)

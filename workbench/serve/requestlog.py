@@ -282,7 +282,7 @@ class RequestLog:
             rows = [row | {name: None for name in self._redact if name in row} for row in rows]
         about, scores = (time.time(), request, version), predictions or repeat(None)
         waiting = self.pending.add(
-            [Entry(*about, *found) for found in zip(rows, scores, count(first), strict=False)]
+            [Entry(*about, *one) for one in zip(rows, scores, count(first), strict=False)]
         )
         if waiting >= self.flush_rows and not self._due.is_set():
             self._due.set()
