@@ -1,6 +1,7 @@
 """The short way of a request gives the answers, refusals and counts of the long one."""
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import http.client
@@ -242,18 +243,16 @@ def test_requests_leave_nothing_for_the_garbage_collector(engine: Engine) -> Non
     port, left = free_port(), []
 
     def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
-        for at in range(61):
-            connection.request(
-                "POST", "/predict", json.dumps({"row": {**GOOD, "distance": 100 + at}}), headers
-            )
-            assert connection.getresponse().read()
-            if at == 10:
-                gc.collect()
-                gc.disable()  # a collection that comes when callers wait is what they feel
-        left.extend(one for one in gc.get_objects() if isinstance(one, Call))
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            for at in range(61):
+                body = json.dumps({"row": {**GOOD, "distance": 100 + at}})
+                connection.request("POST", "/predict", body, headers)
+                assert connection.getresponse().read()
+                if at == 10:
+                    gc.collect()
+                    gc.disable()  # a collection that comes when callers wait is what they feel
+        left.extend(one for one in gc.get_objects() if type(one) is Call)
 
     with listen("127.0.0.1", port) as listening:
         running = server(create_app(engine, token=TOKEN), lambda: None)
