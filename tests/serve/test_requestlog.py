@@ -96,7 +96,7 @@ def test_many_threads_and_a_flush_by_size_lose_and_repeat_nothing(store: Store) 
     log.close()
     found = read("flights", store)["request"]
     assert len(found) == 800 and found.n_unique() == 800
-    assert not log._thread.is_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name == "request-log"]
 
 
 KILLED = """
