@@ -1,7 +1,6 @@
 """The short way of a request gives the answers, refusals and counts of the long one."""
 
 import asyncio
-import contextlib
 import gc
 import hashlib
 import http.client
@@ -240,29 +239,32 @@ def test_the_server_that_ray_starts_asks_the_short_way_first(
 
 
 def test_requests_leave_nothing_for_the_garbage_collector(engine: Engine) -> None:
-    port, left = free_port(), []
+    headers, ready = (
+        {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"},
+        threading.Event(),
+    )
 
-    def ask() -> None:
-        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
-            for at in range(61):
-                body = json.dumps({"row": {**GOOD, "distance": 100 + at}})
-                connection.request("POST", "/predict", body, headers)
-                assert connection.getresponse().read()
-                if at == 10:
-                    gc.collect()
-                    gc.disable()  # a collection that comes when callers wait is what they feel
-        left.extend(one for one in gc.get_objects() if type(one) is Call)
+    def ask(connection: http.client.HTTPConnection, first: int) -> None:
+        for at in range(first, first + 50):
+            connection.request("POST", "/predict", json.dumps({"row": {**GOOD, "distance": at}}), headers)
+            response = connection.getresponse()
+            assert response.status == 200 and response.read()
 
-    with listen("127.0.0.1", port) as listening:
-        running = server(create_app(engine, token=TOKEN), lambda: None)
-        asking = threading.Thread(target=ask)
-        asking.start()
+    with listen("127.0.0.1", 0) as taken:
+        running = server(create_app(engine, token=TOKEN), ready.set)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [taken]})
+        thread.start()
+        assert ready.wait(20)
+        asking = http.client.HTTPConnection("127.0.0.1", taken.getsockname()[1], timeout=20)
         try:
-            ended = threading.Thread(target=lambda: (asking.join(), setattr(running, "should_exit", True)))
-            ended.start()
-            running.run(sockets=[listening])
-            ended.join()
+            ask(asking, 100)
+            gc.collect()
+            gc.disable()  # a collection that comes when callers wait is what they feel
+            ask(asking, 200)
+            left = [one for one in gc.get_objects() if type(one) is Call]
         finally:
             gc.enable()
-    assert len(left) <= 1, "but for the last one, which its connection remembers"
+            asking.close()
+            running.should_exit = True
+            thread.join(20)
+    assert len(left) == 1, "the last one, which its connection remembers"

@@ -1,5 +1,6 @@
 """An open loop tells what users would have seen; it is bounded, and asks only this machine."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_a_service_is_asked_and_every_request_is_accounted_for(service: Service)
     assert set(wrong.status) <= {200, 401}
     with pytest.raises(Unavailable, match="nothing answers"):
         fire(Target.of("http://127.0.0.1:1"), [b"x"], np.zeros(1))
+    assert gc.isenabled(), "switched off only while it fires"
 
 
 def test_the_knee_is_before_the_first_rate_that_was_not_borne() -> None:

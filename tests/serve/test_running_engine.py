@@ -5,11 +5,13 @@ import math
 import random
 import time
 from collections import deque
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import toy
 from conftest import CONTRACT, GOOD, parts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from workbench.serve.cache import Cache
 from workbench.serve.checker import Checker
 from workbench.serve.counts import Histogram
 from workbench.serve.engine import Engine
+from workbench.serve.lane import Loaded
 from workbench.serve.policy import Overloaded, Policy
 
 SIMPLE = Contract(
@@ -166,6 +169,24 @@ def test_equal_rows_are_scored_once_and_then_not_at_all(engine: Engine) -> None:
     assert engine.counts.rows == 1 and engine.counts.joined == 49 and engine.counts.hit == 1
     assert {tuple(found.scores) for found in first} == {tuple(again.scores)}
     assert again.trace.how == "hit" and {found.trace.how for found in first} == {"run", "joined"}
+
+
+def test_a_key_is_that_of_equal_rows_of_one_version(ledger: Ledger) -> None:
+    shelf = Shelf(ledger)
+    one, two = (Loaded(shelf.add("delays", **toy.linear_parts(slope=x)), Policy()) for x in (1.0, 2.0))
+    rows = [
+        (1.5, None, "AA"),
+        (1.5, None, "A"),
+        (1.5, 0.0, "AA"),
+        (1.5, "", "AA"),
+        (1.5, False, "AA"),
+        (1, None, "AA"),
+    ]
+    rows += [(datetime(2013, 1, day), None, "AA") for day in (1, 2)]  # a moment has no bytes of its own
+    again = [(*row[:2], "".join(list(row[2]))) for row in rows]
+    assert [one.key(row) for row in rows] == [one.key(row) for row in again]
+    assert len({found.key(row) for found in (one, two) for row in rows + again}) == 2 * len(rows)
+    assert all(isinstance(one.key(row), bytes) for row in rows[:6])
 
 
 def test_a_caller_who_leaves_takes_nobodys_answer_away(engine: Engine) -> None:

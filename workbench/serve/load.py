@@ -290,7 +290,8 @@ def fire(
     if not 1 <= connections <= MAX_CONNECTIONS or not requests:
         shown = f"{connections} connections, {len(requests)} requests"
         raise BadInput(shown, f"1 to {MAX_CONNECTIONS}, and rows")
-    gun, collects = _Gun(target, requests, due, timeout_s, connections if pooled else 0), gc.isenabled()
+    gun = _Gun(target, requests, due, timeout_s, connections if pooled else 0)
+    collects = gc.isenabled()
     gc.disable()  # a pause of ours, of some 50 ms, would count as the service's; there is nothing to collect
     try:
         gun.open(0 if pooled else min(connections, len(due)))

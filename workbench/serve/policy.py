@@ -204,16 +204,14 @@ class Policy:
         expired = rows = 0
         ends: list[int] = []  # rows with each that is taken
         tightest, most = math.inf, self.most_rows
-        slowest_s = now_s + max(self.expected_s(most), *self.seconds.values(), 0.0)
+        slowest_s = now_s + max(self.expected_s(most), *self.seconds.values(), 0.0)  # of any batch
         for ask in waiting:
             if not ends and ask.deadline_s < now_s + self.least_s(ask.rows):
                 expired += 1
                 continue
             tightest = min(tightest, ask.deadline_s)
             more = rows + ask.rows
-            if ends and more > most:
-                break
-            if ends and tightest < slowest_s and now_s + self.expected_s(more) > tightest:
+            if ends and (more > most or tightest < slowest_s and now_s + self.expected_s(more) > tightest):
                 break
             rows = more
             ends.append(rows)

@@ -90,9 +90,8 @@ class Call:
     "A request that came whole, and the line it is answered on; to uvicorn a cycle like its own."
 
     __slots__ = ("body", "disconnected", "headers", "keep_alive", "path", "protocol", "response_complete")  # fmt: skip
-    message_event = (
-        _Nobody()
-    )  # what uvicorn tells of a client that left; no call of its own, which would hold itself
+    # What uvicorn tells of a client that left. Not the call: it would hold itself until garbage is collected.
+    message_event = _Nobody()
 
     def __init__(self, protocol: "BoundedProtocol", body: bytes) -> None:
         self.protocol, self.headers, self.path, self.body = protocol, protocol.headers, protocol.url, body
