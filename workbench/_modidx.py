@@ -6239,6 +6239,10 @@ d = {
                 "80_jobs/scheduler.html#scheduler._prune",
                 "workbench/jobs/scheduler.py",
             ),
+            "workbench.jobs.scheduler.Scheduler._read": (
+                "80_jobs/scheduler.html#scheduler._read",
+                "workbench/jobs/scheduler.py",
+            ),
             "workbench.jobs.scheduler.Scheduler._reload": (
                 "80_jobs/scheduler.html#scheduler._reload",
                 "workbench/jobs/scheduler.py",

@@ -21,7 +21,7 @@ from workbench.jobs import control
 from workbench.jobs.dues import attempts, dues, prepare
 from workbench.jobs.exports import KINDS, export
 from workbench.jobs.jobsfile import load_jobs
-from workbench.jobs.scheduler import Scheduler
+from workbench.jobs.scheduler import SETTLE_S, Scheduler
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()
 ENDED = ("succeeded", "failed", "skipped", "cancelled")
@@ -198,11 +198,13 @@ def test_what_waits_for_a_removed_job_is_skipped_and_a_bad_file_changes_nothing(
     make: Make, ledger: Ledger
 ) -> None:
     clock = Clock(NOON + 1)
-    one = make(toml(overlap="queue", catch_up="all", params="{s = 0.6}"), clock)
+    one = make(toml(overlap="queue", catch_up="all", params="{s = 3}"), clock)
     one.step()
     clock.at += 3 * 3600
     one.step()
     Path("jobs.toml").write_text("[jobs.a")
+    one.step()
+    time.sleep(SETTLE_S)
     one.step()
     assert "is not TOML" in control.status(ledger).problems[0] and list(one.jobs) == ["a"]
     Path("jobs.toml").write_text(toml("b"))
@@ -210,6 +212,21 @@ def test_what_waits_for_a_removed_job_is_skipped_and_a_bad_file_changes_nothing(
     assert statuses(ledger) == ["succeeded", "skipped", "skipped"]
     assert dues(ledger)[0].reason == "the job is no longer in jobs.toml"
     assert control.status(ledger).problems == []
+
+
+def test_a_file_that_is_being_written_skips_nothing(make: Make, ledger: Ledger) -> None:
+    clock = Clock(NOON + 1)
+    one = make(toml(overlap="queue", catch_up="all", params="{s = 0.6}"), clock)
+    one.step()
+    clock.at += 3 * 3600
+    one.step()
+    Path("jobs.toml").write_text("")  # as an editor leaves it for a moment, whole TOML with no job in it
+    one.step()
+    time.sleep(SETTLE_S / 2)
+    one.step()
+    Path("jobs.toml").write_text(toml("b") + toml(overlap="queue", catch_up="all", params="{s = 0.6}"))
+    drive(one, lambda: list(one.jobs) == ["b", "a"] and settled(ledger)())
+    assert statuses(ledger) == ["succeeded"] * 3
 
 
 def test_new_data_is_one_due_time(make: Make, ledger: Ledger, project: Path) -> None:

@@ -189,11 +189,13 @@ def test_a_worker_dies_and_the_end_is_what_it_would_have_been(two: Any, tmp_path
     whole = scaled(tmp_path / "whole")
     killed = scaled(tmp_path / "killed", params={"kill_rank": 1, "kill_at": 47})
     assert any("worker 1 of 2 died" in what for what in killed.incidents)
-    assert whole.value == killed.value and training.once(tmp_path / "killed") <= EVERY
+    assert whole.value == killed.value
+    # Its last checkpoint may have been at work still: one interval more.
+    assert training.once(tmp_path / "killed") <= 2 * EVERY
     assert [row["loss"] for row in killed.history] == [row["loss"] for row in whole.history]
     cut = scaled(tmp_path / "cut", params={"shard": True, "kill_rank": 0, "kill_at": 47})
     assert cut.value == pytest.approx(whole.value, abs=1e-5), "sharded is the same mathematics"
-    assert training.once(tmp_path / "cut") <= EVERY
+    assert training.once(tmp_path / "cut") <= 2 * EVERY
     alone = scale(
         training.train, workers=0, params={"log": str(tmp_path / "cut"), "shard": True}, resume=cut.run.id
     )
