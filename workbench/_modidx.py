@@ -1955,10 +1955,6 @@ d = {
                 "20_data/column.html#_read_float",
                 "workbench/data/column.py",
             ),
-            "workbench.data.column._read_image": (
-                "20_data/column.html#_read_image",
-                "workbench/data/column.py",
-            ),
             "workbench.data.column._read_int": ("20_data/column.html#_read_int", "workbench/data/column.py"),
             "workbench.data.column._read_moment": (
                 "20_data/column.html#_read_moment",
@@ -1973,6 +1969,10 @@ d = {
                 "workbench/data/column.py",
             ),
             "workbench.data.column.check": ("20_data/column.html#check", "workbench/data/column.py"),
+            "workbench.data.column.image_bytes": (
+                "20_data/column.html#image_bytes",
+                "workbench/data/column.py",
+            ),
             "workbench.data.column.limits": ("20_data/column.html#limits", "workbench/data/column.py"),
             "workbench.data.column.moment": ("20_data/column.html#moment", "workbench/data/column.py"),
             "workbench.data.column.near": ("20_data/column.html#near", "workbench/data/column.py"),
@@ -7550,6 +7550,11 @@ d = {
                 "workbench/models/probe.py",
             ),
             "workbench.models.probe._numbers": ("30_models/probe.html#_numbers", "workbench/models/probe.py"),
+            "workbench.models.probe._pictures": (
+                "30_models/probe.html#_pictures",
+                "workbench/models/probe.py",
+            ),
+            "workbench.models.probe._read": ("30_models/probe.html#_read", "workbench/models/probe.py"),
             "workbench.models.probe._rows": ("30_models/probe.html#_rows", "workbench/models/probe.py"),
             "workbench.models.probe._sources": ("30_models/probe.html#_sources", "workbench/models/probe.py"),
             "workbench.models.probe.compare_probes": (
@@ -10760,6 +10765,10 @@ d = {
                 "50_serve/shadow.html#shadow.__init__",
                 "workbench/serve/shadow.py",
             ),
+            "workbench.serve.shadow.Shadow._hear": (
+                "50_serve/shadow.html#shadow._hear",
+                "workbench/serve/shadow.py",
+            ),
             "workbench.serve.shadow.Shadow._take": (
                 "50_serve/shadow.html#shadow._take",
                 "workbench/serve/shadow.py",
@@ -10806,6 +10815,7 @@ d = {
                 "workbench/serve/shadow.py",
             ),
             "workbench.serve.shadow._as_line": ("50_serve/shadow.html#_as_line", "workbench/serve/shadow.py"),
+            "workbench.serve.shadow._plain": ("50_serve/shadow.html#_plain", "workbench/serve/shadow.py"),
             "workbench.serve.shadow._tell": ("50_serve/shadow.html#_tell", "workbench/serve/shadow.py"),
         },
         "workbench.serve.switch": {

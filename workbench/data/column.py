@@ -14,6 +14,7 @@ __all__ = [
     "MAX_INT",
     "near",
     "moment",
+    "image_bytes",
     "Column",
     "limits",
     "check",
@@ -104,10 +105,13 @@ def _read_moment(value: Any) -> datetime:
         raise ValueError("is not a moment in ISO 8601, such as 2013-01-31T17:05:00Z") from None
 
 
-def _read_image(value: Any) -> bytes:
+def image_bytes(value: Any) -> bytes:
     "Pixels as bytes; JSON carries them in base64."
     if isinstance(value, str):
-        return base64.b64decode(value, validate=True)  # what is no base64 is a ValueError
+        try:
+            return base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError("is not base64") from None
     if not isinstance(value, bytes | bytearray | memoryview):
         raise ValueError("is no image: bytes, or their base64")
     return bytes(value)
@@ -119,7 +123,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "str": _read_str,
     "bool": _read_bool,
     "datetime": _read_moment,
-    "image": _read_image,
+    "image": image_bytes,
 }
 
 

@@ -198,6 +198,8 @@ def _shown(column: Column) -> dict[str, Any]:
     limits = [f"{k} {getattr(column, k)}" for k in ("ge", "le", "max_len") if getattr(column, k) is not None]
     if column.isin is not None:
         limits.append(f"one of {len(column.isin)}")
+    if column.shape:
+        limits.append(f"{' x '.join(map(str, column.shape))} bytes, in JSON as base64")
     kind = column.dtype + (" or null" if column.nullable else "")
     return {"type": kind, "limits": ", ".join(limits), "role": column.role, "about": column.about}
 

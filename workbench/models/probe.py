@@ -12,6 +12,7 @@
 __all__ = ["ROWS", "ROUNDING", "Score", "make_probes", "compare_probes"]
 
 # %% ../../notebooks/30_models/17_probe.ipynb #1b4616dc
+import math
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..base.errors import BadInput
 from ..base.store import sha256_file
+from ..data.column import as_json
 from ..data.contract import Column, Columns, Contract, array
 from ..data.recipe import Recipe
 from .predictor import source_of
@@ -43,11 +45,19 @@ def _numbers(column: Column, stats: dict[str, float] | None) -> list[float]:
     return [(column.ge or 0) + step for step in _STEPS]
 
 
+def _pictures(column: Column) -> list[str]:
+    "Stripes, each picture of another width."
+    places = np.arange(math.prod(column.shape))
+    return [as_json((places * step % 256).astype(np.uint8).tobytes()) for step in _STEPS]
+
+
 def _candidates(name: str, column: Column, recipe: Recipe) -> list[Any]:
     if column.isin is not None:
         return list(column.isin)
     if column.dtype == "bool":
         return [False, True]
+    if column.dtype == "image":
+        return _pictures(column)
     if column.dtype == "str":
         return recipe.stats["categorical"].get(name) or ["a", "b", "c"]
     if column.dtype == "datetime":
@@ -65,8 +75,14 @@ def _column(name: str, contract: Contract, recipe: Recipe, seed: int) -> list[An
     return [contract.example()[name], *rest[:-1], None if column.nullable else rest[-1]]
 
 
+def _read(column: Column, values: list[Any], chosen: list[int]) -> list[Any]:
+    "A picture is text in JSON, bytes in an array."
+    return [column.read(values[i]) if column.dtype == "image" else values[i] for i in chosen]
+
+
 def _rows(contract: Contract, values: dict[str, list[Any]], chosen: list[int]) -> Columns:
-    arrays = {n: array(contract.columns[n], [found[i] for i in chosen]) for n, found in values.items()}
+    kinds = {name: contract.columns[name] for name in values}
+    arrays = {name: array(kinds[name], _read(kinds[name], values[name], chosen)) for name in values}
     return Columns(arrays, contract.inputs)
 
 

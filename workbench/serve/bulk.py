@@ -90,7 +90,8 @@ def _checked(schema: "pyarrow.Schema", arrow: Any) -> "pyarrow.Schema":
     "The schema, of few and plain columns with different names."
     kinds = arrow.types
     plain = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string, kinds.is_large_string,
-             kinds.is_string_view, kinds.is_timestamp, kinds.is_null)  # fmt: skip
+             kinds.is_string_view, kinds.is_timestamp, kinds.is_null, kinds.is_binary, kinds.is_large_binary,
+             kinds.is_binary_view, kinds.is_fixed_size_binary)  # fmt: skip
     if not 1 <= len(schema) <= _MOST_COLUMNS:
         raise _wrong(f"{len(schema)} columns; 1 to {_MOST_COLUMNS} are read")
     for field in schema:

@@ -2,7 +2,7 @@
 
 - A process of its own, because a model may crash, hang, leak or hold the interpreter's lock: a thread would let it do that to the service.
 - It loads at nice 10, then runs when nobody else wants the core (`SCHED_IDLE`), and ends when the service does: its only line to the service is closed then.
-- What comes is a line of JSON a batch; what goes back is the tally. Standard output is not the line: models print.
+- What comes is a line of JSON a batch; what goes back is that it was seen, or the tally when it is asked for (it costs as much as scoring the rows). Standard output is not the line: models print.
 - A batch that fails is asked again row by row: one bad row is one failure.
 - The challenger's answers are kept like the champion's, in `shadow/NAME` of the store, so that outcomes can judge both later."""
 
@@ -35,6 +35,8 @@ class Mirror:
 
     def __init__(self, loaded: Loaded, tally: Tally, log: RequestLog | None = None) -> None:
         self.loaded, self.tally, self.log = loaded, tally, log
+        contract = loaded.bundle.contract
+        self._pictures = [name for name in contract.inputs if contract.columns[name].dtype == "image"]
 
     def see(self, entries: list[list[Any]]) -> None:
         "Score a batch: request, rows, what the champion said, its seconds a row."
@@ -49,7 +51,8 @@ class Mirror:
             self.tally.seconds[0].add(row_s)
             if score is None:
                 continue
-            self.tally.add(request, row, first, score)
+            told = {name: row[name] for name in row if name not in self._pictures} if self._pictures else row
+            self.tally.add(request, told, first, score)
             if self.log is not None and score == score:
                 self.log.add(request, self.loaded.version, [row], [score])
 
@@ -97,8 +100,10 @@ def serve_line(line: socket.socket, mirror: Mirror) -> None:
     with line, line.makefile("rb") as asked:
         line.sendall(json.dumps(mirror.tally.to_json()).encode() + b"\n")
         for batch in asked:
-            mirror.see(json.loads(batch))
-            line.sendall(json.dumps(mirror.tally.to_json(), default=str).encode() + b"\n")
+            tell, entries = json.loads(batch)
+            mirror.see(entries)
+            said = mirror.tally.to_json() if tell else None
+            line.sendall(json.dumps(said, default=str).encode() + b"\n")
     if mirror.log is not None:
         mirror.log.close()
 

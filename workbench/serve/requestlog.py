@@ -45,7 +45,7 @@ from zlib import crc32
 from ..base import events
 from ..base.errors import BadSetting, NotFound, need
 from ..base.store import Store, atomic_path, give_way
-from ..data.column import moment
+from ..data.column import image_bytes, moment
 from ..data.contract import Contract, near
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class Entry(NamedTuple):
     position: int = 0  # in its request
 
 
-_ARROW = {"int": "int64", "float": "float64", "str": "string", "bool": "bool_", "datetime": "timestamp"}
+_ARROW = {
+    "int": "int64", "float": "float64", "str": "string", "bool": "bool_", "datetime": "timestamp", "image": "binary",
+}  # fmt: skip
 
 
 def arrow_schema(contract: Contract, outcomes: bool = False) -> "pyarrow.Schema":
@@ -104,6 +106,7 @@ _POLARS = {
     "double": "Float64",
     "string": "String",
     "bool": "Boolean",
+    "binary": "Binary",
     "timestamp[us]": "Datetime",
     "timestamp[us, tz=UTC]": "Int64",
 }  # by what Arrow calls a type
@@ -125,8 +128,8 @@ def to_table(entries: list[Entry], schema: "pyarrow.Schema", model: str, run: st
 def _series(field: "pyarrow.Field", values: Sequence[Any]) -> "polars.Series":
     pl = need("polars", extra="data")
     kind = getattr(pl, _POLARS[str(field.type)])
-    if kind is pl.Datetime:
-        values = [None if value is None else moment(value) for value in values]
+    if read := {"Datetime": moment, "Binary": image_bytes}.get(kind.__name__):
+        values = [None if value is None else read(value) for value in values]
     return pl.Series(field.name, values, kind)
 
 
