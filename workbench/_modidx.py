@@ -5264,10 +5264,7 @@ d = {
             "workbench.jobs.lead.members": ("80_jobs/lead.html#members", "workbench/jobs/lead.py"),
         },
         "workbench.jobs.line": {
-            "workbench.jobs.line._memory_limits": (
-                "80_jobs/line.html#_memory_limits",
-                "workbench/jobs/line.py",
-            ),
+            "workbench.jobs.line._limits": ("80_jobs/line.html#_limits", "workbench/jobs/line.py"),
             "workbench.jobs.line._names": ("80_jobs/line.html#_names", "workbench/jobs/line.py"),
             "workbench.jobs.line._other_environment": (
                 "80_jobs/line.html#_other_environment",
@@ -5282,6 +5279,7 @@ d = {
             "workbench.jobs.line.digest": ("80_jobs/line.html#digest", "workbench/jobs/line.py"),
             "workbench.jobs.line.folder": ("80_jobs/line.html#folder", "workbench/jobs/line.py"),
             "workbench.jobs.line.forward": ("80_jobs/line.html#forward", "workbench/jobs/line.py"),
+            "workbench.jobs.line.group_limits": ("80_jobs/line.html#group_limits", "workbench/jobs/line.py"),
             "workbench.jobs.line.hear": ("80_jobs/line.html#hear", "workbench/jobs/line.py"),
             "workbench.jobs.line.known": ("80_jobs/line.html#known", "workbench/jobs/line.py"),
             "workbench.jobs.line.place": ("80_jobs/line.html#place", "workbench/jobs/line.py"),

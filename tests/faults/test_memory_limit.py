@@ -1,5 +1,6 @@
 """A real memory limit (cgroup v2 or v1, as root): who is killed for want of memory, and what the run says of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from workbench.base.records import Ledger, runs
 from workbench.jobs.keeper import OomWatch
+from workbench.jobs.line import place
 
 LIMIT_MB = 600
 ROOT = Path("/sys/fs/cgroup")
@@ -78,6 +80,7 @@ def test_a_kernel_over_the_memory_limit_is_killed_and_the_run_says_so(limited, w
 WATCHED = """
 import subprocess, sys
 from workbench.jobs.keeper import OomWatch
+from workbench.jobs.line import place
 watch = OomWatch()
 done = subprocess.run([sys.executable, "-c", "x = bytes([1]) * 2**30"])
 print(done.returncode, watch.killed())
@@ -88,3 +91,10 @@ def test_a_group_counts_its_own_kills(limited) -> None:
     elsewhere = OomWatch()
     assert limited(WATCHED).stdout.split() == ["-9", "True"]
     assert not elsewhere.killed() or elsewhere.file == Path("/proc/vmstat")
+
+
+def test_a_warm_kernel_outside_of_the_limit_is_not_taken(limited) -> None:
+    state = {"python": [sys.executable, sys.version], "place": place(), "read": {}}
+    code = "import json, os, sys; from workbench.jobs.line import why_cold; print(why_cold(json.loads(sys.argv[1]), os.environ))"
+    said = limited(code, json.dumps(state)).stdout
+    assert said.startswith("group limits is ") and str(LIMIT_MB * 2**20) in said

@@ -61,6 +61,7 @@ __all__ = [
     "READ_IN_C",
     "digest",
     "started_ticks",
+    "group_limits",
     "place",
     "folder",
     "known",
@@ -99,19 +100,32 @@ def started_ticks(pid: int) -> int | None:
         return None if os.path.exists("/proc/self/stat") else 0
 
 
-def _memory_limits() -> list[str]:
-    "Memory and processor limits of this process's control group and those above it."
-    root = "/sys/fs/cgroup"
+_LIMITS = {"": ("memory.max", "cpu.max"), "memory": ("memory.limit_in_bytes",), "cpu": ("cpu.cfs_quota_us",)}
+_NO_LIMIT = ("max", "-1", "92233720")  # the last one is how v1 says it of memory
+
+
+def _limits(top: str, group: str, names: tuple[str, ...]) -> list[str]:
+    "What is limited in a group and in those above it, up to `top`."
+    said, here = [], top + group.rstrip("/")
+    while here.startswith(top):
+        found = [f"{here}/{name}" for name in names if os.path.isfile(f"{here}/{name}")]
+        said += [f"{file} {_read(file).strip()}" for file in found]
+        here = os.path.dirname(here)
+    return [one for one in said if not one.partition(" ")[2].startswith(_NO_LIMIT)]
+
+
+def group_limits() -> list[str]:
+    "Memory and processor limits of this process's control groups (v2, v1) and those above them."
     try:
-        here = root + _read("/proc/self/cgroup").rpartition("::")[2].strip().rstrip("/")
+        lines = _read("/proc/self/cgroup").splitlines()
     except OSError:
         return []
-    said = []
-    while here.startswith(root):
-        for file in (f"{here}/memory.max", f"{here}/cpu.max"):
-            said += [_read(file).strip()] if os.path.isfile(file) else []
-        here = os.path.dirname(here)
-    return [limit for limit in said if not limit.startswith("max")]
+    said: list[str] = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        for name in controllers.split(","):
+            said += _limits(f"/sys/fs/cgroup/{name}".rstrip("/"), group, _LIMITS.get(name, ()))
+    return said
 
 
 def place() -> dict[str, Any]:
@@ -124,7 +138,7 @@ def place() -> dict[str, Any]:
         "umask": mask,
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
         "processors": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        "group limits": _memory_limits(),
+        "group limits": group_limits(),
         **{name: list(resource.getrlimit(getattr(resource, name))) for name in names},
     }
 
