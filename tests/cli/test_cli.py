@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import toy
 from typed import typed
+from typer.main import get_command
 
 from workbench.base import records
 from workbench.base.ledger import Ledger
+from workbench.cli.cli import app
 from workbench.data.feed import write_parquet
 from workbench.models.shelf import Shelf
 
@@ -278,3 +281,14 @@ def test_a_cell_has_a_limit_and_the_one_that_passed_it_is_named(project: Path) -
     assert "in cell 2 of 3" in done.stderr and "the cell ran out of time (4 s)" in done.stderr
     done = workbench("run", str(path), "--cell-timeout", "0")
     assert done.returncode == 2 and "cell_timeout_s = 0.0 is no time" in done.stderr
+
+
+def _words(command: Any, path: str) -> list[str]:
+    "What a verb asks for without saying what it is."
+    if verbs := getattr(command, "commands", {}):
+        return [line for name, verb in verbs.items() for line in _words(verb, f"{path} {name}")]
+    return [f"{path}: {one.name}" for one in command.params if not getattr(one, "help", "")]
+
+
+def test_every_verb_says_what_it_asks_for() -> None:
+    assert _words(get_command(app), "workbench") == []

@@ -12,6 +12,8 @@ __all__ = [
     "log",
     "Json",
     "Role",
+    "Name",
+    "Request",
     "Why",
     "add_person",
     "list_people",
@@ -45,6 +47,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Role = Annotated[
     list[str], typer.Option("--role", help="reader, author, approver or admin; as often as needed.")
 ]
+Name = Annotated[str, typer.Argument(help="The account.")]
+Request = Annotated[int, typer.Argument(help="Its number, as `workbench requests` lists it.")]
 Why = Annotated[str, typer.Option("-m", "--message", help="Why: it is kept.")]
 
 
@@ -59,7 +63,7 @@ def _emit(value: Any, as_json: bool, said: str = "") -> None:
 
 # %% ../../notebooks/95_cli/26_approvals.ipynb #people-verbs
 @people.command("add")
-def add_person(name: str, role: Role, as_json: Json = False) -> None:
+def add_person(name: Name, role: Role, as_json: Json = False) -> None:
     "Make an account and print its token, this once. The first account must be an admin."
     from workbench.release.people import People, me
 
@@ -79,7 +83,7 @@ def list_people(as_json: Json = False) -> None:
 
 
 @people.command("roles")
-def set_roles(name: str, role: Role, as_json: Json = False) -> None:
+def set_roles(name: Name, role: Role, as_json: Json = False) -> None:
     "Give an account these roles and no others."
     from workbench.release.people import People, me
 
@@ -87,7 +91,7 @@ def set_roles(name: str, role: Role, as_json: Json = False) -> None:
 
 
 @people.command("token")
-def renew_token(name: str, as_json: Json = False) -> None:
+def renew_token(name: Name, as_json: Json = False) -> None:
     "Print a new token of an account; the one before means nothing from now on."
     from workbench.release.people import People, me
 
@@ -96,7 +100,7 @@ def renew_token(name: str, as_json: Json = False) -> None:
 
 
 @people.command("remove")
-def remove_person(name: str, as_json: Json = False) -> None:
+def remove_person(name: Name, as_json: Json = False) -> None:
     "Take an account away; what it decided stays in the audit."
     from workbench.release.people import People, me
 
@@ -135,14 +139,14 @@ def _serve(port: int) -> None:
         )
 
 
-def approve(request: int, message: Why, as_json: Json = False) -> None:
+def approve(request: Request, message: Why, as_json: Json = False) -> None:
     "Say yes to a request; the last yes it lacks promotes."
     from workbench.release import registry
 
     _emit(registry.approve(request, message), as_json)
 
 
-def reject(request: int, message: Why, as_json: Json = False) -> None:
+def reject(request: Request, message: Why, as_json: Json = False) -> None:
     "Say no to a request: it is over."
     from workbench.release import registry
 
@@ -175,7 +179,9 @@ def verify_audit(
 
 
 @log.command("export")
-def export_audit(to: str, as_json: Json = False) -> None:
+def export_audit(
+    to: Annotated[str, typer.Argument(help="The file to write.")], as_json: Json = False
+) -> None:
     "Write every entry, as the ledger has it, to a JSON Lines file."
     ledger, path = Ledger(), Path.cwd() / Path(to).expanduser()
     audit.prepare(ledger)

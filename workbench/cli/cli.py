@@ -203,7 +203,10 @@ def runs(
 
 
 @app.command()
-def show(run_id: str, as_json: Json = False) -> None:
+def show(
+    run_id: Annotated[str, typer.Argument(help="Its id, or the beginning of one.")],
+    as_json: Json = False,
+) -> None:
     "Show one run: who, what code, which data, at what cost, and what came out."
     found = records.find(run_id)
     _emit(found if as_json else _sheet(found), as_json)
@@ -230,7 +233,7 @@ def _sheet(run: records.Run) -> str:
 # %% ../../notebooks/95_cli/30_cli.ipynb #feed-verbs
 @app.command()
 def check(
-    source: str,
+    source: Annotated[str, typer.Argument(help="Files of the feed; one, a folder or a pattern.")],
     contract: Annotated[str, typer.Option(help="Import path of the contract, module:name.")] = "",
     where: Annotated[str, typer.Option(help="SQL filter over the columns.")] = "",
     infer: Annotated[
@@ -255,8 +258,8 @@ def check(
 
 @app.command()
 def predict(
-    model: str,
-    source: str,
+    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@alias or NAME/version.")],
+    source: Annotated[str, typer.Argument(help="Files of the feed; one, a folder or a pattern.")],
     to: Annotated[str, typer.Option(help="Folder for the scores, or one Parquet file.")],
     where: Annotated[str, typer.Option(help="SQL filter over the columns.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="On Ray with so many; 0: in this process.")] = 0,
@@ -305,7 +308,7 @@ def _verdict(bundle: Any, feed: str, where: str, baseline: str, rate: float | No
 
 @app.command()
 def promote(
-    model: str,
+    model: Annotated[str, typer.Argument(help="NAME/version, such as flights/3.")],
     alias: Annotated[str, typer.Option(help="The alias to move.")] = "champion",
     feed: Annotated[
         str, typer.Option(help="Files to judge it on now; without, its last verdict counts.")
@@ -343,7 +346,7 @@ def promote(
 
 @app.command()
 def rollback(
-    name: str,
+    name: Annotated[str, typer.Argument(help="The model.")],
     alias: Annotated[str, typer.Option(help="The alias to move back.")] = "champion",
     as_json: Json = False,
 ) -> None:
@@ -356,7 +359,7 @@ def rollback(
 # %% ../../notebooks/95_cli/30_cli.ipynb #house-verbs
 @app.command()
 def lab(
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8888,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The first to try.")] = 8888,
     as_json: Json = False,
 ) -> None:
     "Open JupyterLab on the project, on loopback, with a token; its notebook jobs are runs like all others."

@@ -74,7 +74,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 # %% ../../notebooks/95_cli/24_labels.ipynb #audit-verb
 @verbs.command()
 def audit(
-    source: str,
+    source: Annotated[str, typer.Argument(help="Files of the feed; one, a folder or a pattern.")],
     model: Annotated[str, typer.Option(help="Take contract and recipe of this model, name@alias.")] = "",
     contract: Annotated[str, typer.Option(help="Import path of the contract, module:name.")] = "",
     recipe: Annotated[str, typer.Option(help="Import path of the recipe, module:name.")] = "",
@@ -144,7 +144,7 @@ def _columns(path: Path, names: list[str]) -> tuple[list[str], list[list[str]]]:
 
 @verbs.command()
 def agreement(
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="A table: a row an item, a column a labeller.")],
     labeller: Annotated[
         list[str], typer.Option(help="A labeller's column; all but the first when not given.")
     ] = [],  # noqa: B006
@@ -172,7 +172,9 @@ def agreement(
 
 # %% ../../notebooks/95_cli/24_labels.ipynb #decisions-verb
 @verbs.command()
-def decisions(folder: Path, as_json: Json = False) -> None:
+def decisions(
+    folder: Annotated[Path, typer.Argument(help="Where the decisions are kept.")], as_json: Json = False
+) -> None:
     "What people decided about labels: how many of each, and where they contradict."
     from workbench.data.decisions import Decisions
 

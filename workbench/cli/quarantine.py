@@ -99,7 +99,7 @@ def list_(as_json: Json = False) -> None:
 # %% ../../notebooks/95_cli/24_quarantine.ipynb #show-verb
 @verbs.command()
 def show(
-    run: str,
+    run: Annotated[str, typer.Argument(help="Run of the check, as `workbench quarantine list` names it.")],
     top: Annotated[int, typer.Option(min=1, help="Rows shown; with --json all of them.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +118,7 @@ def show(
 # %% ../../notebooks/95_cli/24_quarantine.ipynb #replay-verb
 @verbs.command()
 def replay(
-    run: str,
+    run: Annotated[str, typer.Argument(help="Run of the check, as `workbench quarantine list` names it.")],
     contract: Annotated[str, typer.Option(help="The present contract, module:name.")],
     to: Annotated[str, typer.Option(help="A folder for the rows; beside their files when not given.")] = "",
     as_json: Json = False,

@@ -9,6 +9,8 @@
 # %% auto #0
 __all__ = [
     "Json",
+    "Job",
+    "Jobs",
     "File",
     "schedule",
     "start",
@@ -45,6 +47,8 @@ from ..jobs.jobsfile import JOBS_FILE, load_jobs
 from ..jobs.lead import members
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Job = Annotated[str, typer.Argument(help="Its name in the jobs file.")]
+Jobs = Annotated[list[str], typer.Argument(help="Names in the jobs file; one or more.")]
 File = Annotated[str, typer.Option("--file", help="The jobs file, from the project.")]
 _START_WITHIN_S = 30.0
 _aside: list[subprocess.Popen[bytes]] = []  # held: a Popen that is dropped warns that its process is at work
@@ -156,14 +160,14 @@ def next_times(
 
 # %% ../../notebooks/95_cli/25_schedule.ipynb #step-in
 @schedule.command()
-def pause(jobs: list[str], file: File = JOBS_FILE, as_json: Json = False) -> None:
+def pause(jobs: Jobs, file: File = JOBS_FILE, as_json: Json = False) -> None:
     "Pause jobs: what comes due is recorded as skipped."
     found = control.pause(jobs, file)
     _emit({"paused": found}, as_json, f"paused: {', '.join(found)}")
 
 
 @schedule.command()
-def resume(jobs: list[str], file: File = JOBS_FILE, as_json: Json = False) -> None:
+def resume(jobs: Jobs, file: File = JOBS_FILE, as_json: Json = False) -> None:
     "Let paused jobs run again, from now on."
     found = control.resume(jobs, file)
     _emit({"resumed": found}, as_json, f"resumed: {', '.join(found)}")
@@ -171,7 +175,7 @@ def resume(jobs: list[str], file: File = JOBS_FILE, as_json: Json = False) -> No
 
 @schedule.command()
 def backfill(
-    job: str,
+    job: Job,
     days: Annotated[str, typer.Argument(help="DATE..DATE, both included, in the job's zone.")],
     file: File = JOBS_FILE,
     as_json: Json = False,
@@ -189,7 +193,7 @@ def backfill(
 
 @schedule.command()
 def run(
-    job: str,
+    job: Job,
     due: Annotated[str, typer.Option(help="The due time, ISO 8601; the newest when empty.")] = "",
     file: File = JOBS_FILE,
     as_json: Json = False,
