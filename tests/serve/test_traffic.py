@@ -174,6 +174,23 @@ def test_a_shadow_reports_for_whom_it_disagrees(ledger: Ledger) -> None:
     assert ShadowReport.from_json(json.loads(json.dumps(report.to_json(), default=str))).rows == 200
 
 
+def test_rows_are_counted_at_once_and_told_now_and_then(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, told, read = add(ledger), another(ledger), [], Tally.from_json
+    monkeypatch.setattr(Tally, "from_json", lambda said: told.append(1) or read(said))
+    rows = [{**GOOD, "distance": float(n)} for n in range(64)]
+    scores = Engine(first).scores(rows)
+    shadow = Shadow(second, (first.ref, first.digest), share=1.0)
+    for number in range(30):
+        shadow.offer(f"r{number}", rows, scores, 1e-5)
+    assert shadow.drain(60)
+    assert shadow.report().rows == 30 * 64 and 2 <= len(told) < 15
+    shadow.offer("the last", rows, scores, 1e-5)
+    shadow.close()
+    assert shadow.report().rows in (30 * 64, 31 * 64), "what it had seen is told at the end"
+
+
 def test_a_slice_of_many_values_is_bounded() -> None:
     tally = Tally(slices=("carrier",))
     for n in range(5_000):
