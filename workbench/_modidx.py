@@ -9170,6 +9170,7 @@ d = {
                 "workbench/serve/app.py",
             ),
             "workbench.serve.app.create_app": ("50_serve/app.html#create_app", "workbench/serve/app.py"),
+            "workbench.serve.app.redacted": ("50_serve/app.html#redacted", "workbench/serve/app.py"),
             "workbench.serve.app.serve": ("50_serve/app.html#serve", "workbench/serve/app.py"),
             "workbench.serve.app.service_token": (
                 "50_serve/app.html#service_token",
@@ -9627,6 +9628,7 @@ d = {
                 "50_serve/desk.html#keep_outcomes",
                 "workbench/serve/desk.py",
             ),
+            "workbench.serve.desk.pass_on": ("50_serve/desk.html#pass_on", "workbench/serve/desk.py"),
             "workbench.serve.desk.read_body": ("50_serve/desk.html#read_body", "workbench/serve/desk.py"),
             "workbench.serve.desk.reply": ("50_serve/desk.html#reply", "workbench/serve/desk.py"),
             "workbench.serve.desk.timing": ("50_serve/desk.html#timing", "workbench/serve/desk.py"),
@@ -10883,6 +10885,10 @@ d = {
             ),
             "workbench.serve.switch._Logs.outcomes": (
                 "50_serve/switch.html#_logs.outcomes",
+                "workbench/serve/switch.py",
+            ),
+            "workbench.serve.switch._check_redacted": (
+                "50_serve/switch.html#_check_redacted",
                 "workbench/serve/switch.py",
             ),
             "workbench.serve.switch.create_app": (

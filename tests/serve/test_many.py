@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOOD, TOKEN, Service, free_port, make_service, parts
+from conftest import CONTRACT, GOOD, MODULE, TOKEN, Service, free_port, make_service, parts
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from workbench.base.errors import BadInput, WorkbenchError
 from workbench.base.ledger import Ledger
 from workbench.base.store import Store
 from workbench.cli.cli import app
+from workbench.data.contract import Contract
 from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
 from workbench.serve.clients import Client, Clients
@@ -25,6 +28,7 @@ from workbench.serve.many import Many, size_mb
 from workbench.serve.policy import Overloaded
 from workbench.serve.requestlog import RequestLog, read
 from workbench.serve.switch import create_app
+from workbench.serve.traffic import direct, shadow_report
 
 NAMES = ("one", "two", "three")
 
@@ -238,6 +242,47 @@ def test_the_page_shows_each_model(tmp_path: Path, module: Path) -> None:
     store = Store(tmp_path / "project" / ".workbench")
     assert read("trains", store, "feedback")["request"].to_list() == ["r1"]
     assert len(read("flights", store)) == 20
+
+
+def test_a_shadow_and_a_canary_stand_beside_one_of_many_and_each_redacts_its_own_columns(
+    tmp_path: Path, module: Path
+) -> None:
+    made = make_service(tmp_path / "project", module, script=SCRIPT)
+    store = Store(tmp_path / "project" / ".workbench")
+    shelf, book = Shelf(Ledger(store)), Ledger(store)
+    columns = {("gust" if name == "wind" else name): one for name, one in CONTRACT.columns.items()}
+    inputs = {**parts(), "contract": Contract("trains", columns)}
+    (module / "tiny_trains.py").write_text(MODULE.replace('columns["wind"]', 'columns["gust"]'))
+    names = {"features": "tiny_trains:features", "label": "tiny_trains:late"}
+    stats = {**inputs["recipe"].stats, "inputs": Contract("trains", columns).inputs}
+    shelf.add("trains", **inputs | {"recipe": replace(inputs["recipe"], **names, stats=stats)})
+    shelf.add("flights", **parts())
+    (made.project / "settings.ini").write_text("[laptop]\nlog_format = json\nlog_redact = gust\n")
+    made.start()
+    try:
+        direct("flights", "shadow", 2, share=1.0, ledger=book)
+        direct("flights", "canary", 2, share=0.5, ledger=book)
+        deadline = time.monotonic() + 60
+        answered: set[int] = set()
+        while (len(answered) < 2 or not shadowed(made)) and time.monotonic() < deadline:
+            told = [made.ask("/v1/models/flights:predict", {"row": {**GOOD, "seats": n}}) for n in (1, 2, 3)]
+            answered |= {one["version"] for status, one in told if status == 200}
+            assert {status for status, _ in told} == {200}
+        assert answered == {1, 2} and shadowed(made)
+        train = {**{name: GOOD[name] for name in GOOD if name != "wind"}, "gust": 3.5}
+        assert made.ask("/v1/models/trains:predict", {"row": train})[0] == 200
+    finally:
+        assert made.stop(15) == 0
+    assert shadow_report("flights", book).rows > 0
+    assert [row["gust"] for row in read("trains", store)["row"].to_list()] == [None]
+    (made.project / "settings.ini").write_text("[laptop]\nlog_redact = gusts\n")
+    with pytest.raises(AssertionError, match="column 'gusts' is in no contract of flights, trains"):
+        made.start()
+
+
+def shadowed(made: Service) -> bool:
+    live = made.ask("/live.json", method="GET")[1]["live"]
+    return bool(live and live["flights"]["shadow"] and live["flights"]["shadow"]["rows"])
 
 
 def look(made: Service, browser: Any) -> None:

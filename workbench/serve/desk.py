@@ -20,6 +20,7 @@ __all__ = [
     "reply",
     "as_refusal",
     "keep_outcomes",
+    "pass_on",
     "Desk",
     "Hot",
 ]
@@ -34,6 +35,7 @@ from typing import Any
 
 from ..base.errors import BadRow
 from ..data.contract import Contract
+from ..models.bundle import Bundle
 from .body import plain_row, read_json, read_rows, respond
 from .bulk import ARROW, read_bulk, write_bulk
 from .checker import Values
@@ -136,6 +138,16 @@ async def keep_outcomes(
     for one in told:
         outcomes.add(one.request, 0, [one.outcome], [], one.position)
     return told
+
+
+def pass_on(told: list[Told], bundle: Bundle, traffic: Traffic | None) -> None:
+    "Tell a canary what came out."
+    if traffic is None or traffic.canary is None:
+        return
+    for one in told:
+        label = None if one.position else truth(bundle.recipe, bundle.contract, one.outcome)
+        if label is not None:
+            traffic.heard(one.request, label)
 
 
 # %% ../../notebooks/50_serve/48_desk.ipynb #event
@@ -251,10 +263,7 @@ class Desk:
         "Keep what came out."
         bundle = self.engine.bundle
         told = await keep_outcomes(exchange, receive, bundle.contract, self.outcomes)
-        for one in told if self.traffic is not None and self.traffic.canary is not None else ():
-            label = None if one.position else truth(bundle.recipe, bundle.contract, one.outcome)
-            if label is not None:
-                self.traffic.heard(one.request, label)
+        pass_on(told, bundle, self.traffic)
         await reply(send, b'{"kept": %d}' % len(told))
 
     async def infer(self, exchange: Any, receive: Receive, send: Send) -> None:

@@ -2,7 +2,7 @@
 
 - A model is loaded by its first request, in a thread, while the others answer. Requests that come meanwhile wait for the same load, no longer than their deadline.
 - When the budget is full, the one that was asked for longest ago and answers nobody now is let go of. What it was asked, it has answered.
-- Each model that is loaded is an engine as everywhere: its own batches, its own cache, its own promotions.
+- Each model that is loaded is an engine as everywhere: its own batches, its own cache, its own promotions, its own shadow and canary (whose memory comes on top of the budget).
 - A model's size is what its bundle's files have; a model that alone is over the budget is refused at the start, not when somebody asks.
 - What a model is (its contract, its version) is known without loading it."""
 
@@ -24,6 +24,7 @@ from ..models import shelf
 from ..models.bundle import Bundle
 from .engine import Engine
 from .policy import Overloaded
+from .traffic import Traffic
 
 LOAD_S = 2.0  # of a load nobody has measured yet
 
@@ -32,8 +33,8 @@ LOAD_S = 2.0  # of a load nobody has measured yet
 class Held:
     "A model that is loaded."
 
-    def __init__(self, engine: Engine, close: Callable[[], None], mb: float) -> None:
-        self.engine, self.close, self.mb = engine, close, mb
+    def __init__(self, engine: Engine, close: Callable[[], None], mb: float, traffic: Traffic | None) -> None:
+        self.engine, self.close, self.mb, self.traffic = engine, close, mb, traffic
         self.using, self.asked_s = 0, time.monotonic()
         self.loaded_s = self.asked_s
 
@@ -60,13 +61,15 @@ class Many:
         *,
         memory_mb: float = 0.0,  # of all bundles that are loaded; 0: all of them
         opened: Callable[[Engine], Callable[[], None]] = lambda engine: lambda: None,  # says how to close
+        beside: Callable[[Engine], Traffic | None] = lambda engine: None,  # its shadow and its canary
         **options: Any,  # of each `Engine`
     ) -> None:
         listed = list(refs)
         self.refs = {name_of(ref): ref for ref in listed}
         if len(self.refs) < len(listed) or not listed:
             raise BadInput(f"{', '.join(listed) or 'no model'}", "name each model once")
-        self.memory_mb, self._ledger, self._options, self._opened = memory_mb, ledger, options, opened
+        self.memory_mb, self._ledger, self._options = memory_mb, ledger, options
+        self._opened, self._beside = opened, beside
         for ref in listed:
             if (mb := size_mb(ref, ledger)) > memory_mb > 0:  # one that is not there is said here
                 raise BadInput(f"{ref} has {mb:.3g} MB, the budget is {memory_mb:g} MB", "raise --memory-mb")
@@ -118,7 +121,9 @@ class Many:
             engine = await asyncio.to_thread(Engine, ref, self._ledger, **self._options)
             self._load_s = time.monotonic() - began
             engine.start()
-            self.held[name] = Held(engine, self._opened(engine), mb)
+            if (traffic := self._beside(engine)) is not None:
+                traffic.start()
+            self.held[name] = Held(engine, self._opened(engine), mb, traffic)
             self.loads += 1
 
     async def _make_room(self, mb: float) -> None:
@@ -133,6 +138,8 @@ class Many:
 
     async def _let_go(self, name: str) -> None:
         held = self.held.pop(name)
+        if held.traffic is not None:
+            await held.traffic.stop()
         await held.engine.stop()
         await asyncio.to_thread(held.close)
 

@@ -20,14 +20,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..base import events, records
-from ..base.errors import WorkbenchError, need
+from ..base.errors import BadSetting, WorkbenchError, need
 from ..base.ledger import Ledger
 from ..base.settings import load_settings
+from ..data.contract import near
 from ..models.bundle import Bundle
 from . import app as here
 from .body import openapi_of_many
 from .clients import Client, Clients, check_strength, load_clients
-from .desk import LONGEST_S, Desk, as_refusal, keep_outcomes, reply, timing
+from .desk import LONGEST_S, Desk, as_refusal, keep_outcomes, pass_on, reply, timing
 from .engine import Engine
 from .guard import LOOPBACK_HOSTS, Guard
 from .inference import metadata
@@ -37,6 +38,7 @@ from .page import HEADERS, PAGE, live
 from .policy import Overloaded
 from .refusal import App, Limits, Receive, Refusal, Scope, Send
 from .requestlog import RequestLog
+from .traffic import Traffic
 
 _POST = re.compile(r"/v1/models/([^/:]{1,200}):(predict|stream|feedback)|/v2/models/([^/:]{1,200})/(infer)")
 _SERVER = b'{"name": "workbench", "version": "2", "extensions": ["binary_tensor_data"]}'
@@ -82,7 +84,8 @@ class Pages:
 
     def live(self) -> dict[str, Any]:
         "What the page shows: the house, and each model that is loaded."
-        loaded = {name: live(held.engine, self.meters) for name, held in sorted(self.many.held.items())}
+        held = sorted(self.many.held.items())
+        loaded = {name: live(one.engine, self.meters, one.traffic) for name, one in held}
         asked = [[path, status, times] for (path, status), times in sorted(self.meters.requests.items())]
         return {"house": self.many.shown(), "live": loaded, "requests": asked}
 
@@ -134,9 +137,10 @@ class Switch:
         within_s = (deadline_s or LONGEST_S) - (time.monotonic() - arrived_s)
         try:
             async with self.many.use(name, within_s) as engine:
+                held = self.many.held[name]
                 if not deadline_s:  # the engine's own counts from when its model is there
-                    exchange.started_s = max(exchange.started_s, self.many.held[name].loaded_s)
-                desk = Desk(engine, self.limits, self.logs.get(name))
+                    exchange.started_s = max(exchange.started_s, held.loaded_s)
+                desk = Desk(engine, self.limits, self.logs.get(name), held.traffic)
                 await getattr(desk, verb)(exchange, receive, send)
         except Overloaded as error:
             raise as_refusal(error) from None
@@ -145,6 +149,8 @@ class Switch:
         bundle = await asyncio.to_thread(self.many.bundle, name)
         log = self.outcomes(bundle) if self.outcomes else None
         told = await keep_outcomes(exchange, receive, bundle.contract, log)
+        if (held := self.many.held.get(name)) is not None:
+            pass_on(told, held.engine.bundle, held.traffic)
         await reply(send, b'{"kept": %d}' % len(told))
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -197,7 +203,9 @@ class _Logs:
 
     def opened(self, engine: Engine) -> Callable[[], None]:
         "Begin the log of a model; what closes it."
-        self.asked[engine.name] = log = here._log(engine, self.store, self.run, self.settings)
+        own = here.redacted(self.settings) & set(engine.contract.columns)
+        settings = self.settings.model_copy(update={"log_redact": ",".join(own)})
+        self.asked[engine.name] = log = here._log(engine, self.store, self.run, settings)
         return log.close
 
     def outcomes(self, bundle: Bundle) -> RequestLog:
@@ -213,6 +221,14 @@ class _Logs:
 
 
 # %% ../../notebooks/50_serve/51_switch.ipynb #serve
+def _check_redacted(hidden: frozenset[str], many: Many) -> None:
+    "Raise `BadSetting` for a column that no model has: it would be written under its right name."
+    known = {column for name in many.refs for column in many.bundle(name).contract.columns}
+    if unknown := sorted(hidden - known):
+        what = f"column '{unknown[0]}' is in no contract of {', '.join(many.refs)}: nothing to redact"
+        raise BadSetting(what, near(unknown[0], sorted(known)))
+
+
 def serve(
     refs: list[str],
     *,
@@ -235,7 +251,11 @@ def serve(
             records.start("serve", refs[0], params=params, ledger=book) as run,
             contextlib.closing(_Logs(book, run.id)) as logs,
         ):
-            many = Many(refs, book, memory_mb=memory_mb, opened=logs.opened, approved=True)
+            many = Many(
+                refs, book, memory_mb=memory_mb, opened=logs.opened, approved=True,
+                beside=lambda engine: Traffic(engine, book, approved=True),
+            )  # fmt: skip
+            _check_redacted(here.redacted(settings), many)
             token = here.service_token(book.store, settings)
             check_strength(token)
             others: dict[str, Client] = load_clients(book.store.path("clients.json"))
