@@ -2688,6 +2688,7 @@ d = {
             "workbench.data.infer._open": ("20_data/infer.html#_open", "workbench/data/infer.py"),
             "workbench.data.infer._outwards": ("20_data/infer.html#_outwards", "workbench/data/infer.py"),
             "workbench.data.infer._title": ("20_data/infer.html#_title", "workbench/data/infer.py"),
+            "workbench.data.infer._unread": ("20_data/infer.html#_unread", "workbench/data/infer.py"),
             "workbench.data.infer._written": ("20_data/infer.html#_written", "workbench/data/infer.py"),
             "workbench.data.infer.infer": ("20_data/infer.html#infer", "workbench/data/infer.py"),
         },

@@ -1,6 +1,8 @@
 """An engine answers strictly, alike in any split, or says why not."""
 
+import asyncio
 import math
+from typing import Any
 
 import pytest
 from conftest import GOOD
@@ -30,6 +32,19 @@ def test_every_accepted_row_gets_one_probability_whatever_comes_with_it(engine: 
     whole = engine.scores(rows)
     assert all(math.isfinite(score) and 0 <= score <= 1 for score in whole)
     assert whole == [engine.scores([row])[0] for row in rows]
+
+
+@pytest.mark.parametrize("rows", [[], (), None, 5, "row", iter([GOOD])])
+def test_what_is_no_list_of_rows_is_said(engine: Engine, rows: Any) -> None:
+    with pytest.raises(BadRow, match="no rows: .*"):
+        engine.predict(rows)
+
+    async def ask() -> None:
+        async with engine:
+            await engine.predict(rows)
+
+    with pytest.raises(BadRow, match="no rows: .*"):
+        asyncio.run(ask())
 
 
 def test_the_key_comes_back_and_never_hides_the_answer(engine: Engine) -> None:

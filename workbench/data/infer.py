@@ -174,6 +174,8 @@ def _limits(seen: Seen, dtype: str, margin: float) -> dict[str, Any]:
     low, high = seen.low[dtype], seen.high[dtype]
     if dtype == "datetime":
         return {"ge": low.isoformat()}
+    if dtype == "float":
+        low, high = float(low), float(high)  # of decimals too
     most = sys.float_info.max
     low, high = (
         min(max(low, -most), most),
@@ -199,7 +201,8 @@ def _drafted(seen: Seen, margin: float) -> tuple[Column, str]:
         ), "shape guessed"
     missing = f"{seen.missing / seen.rows:.1%} missing" if seen.missing else "never missing"
     if not known:
-        return Column("str", nullable=True), "nothing but missing values"
+        kind = next((kind for kind in ("str", *_KINDS) if kind in seen.kinds), "str")
+        return Column(kind, nullable=True), "nothing but missing values"
     few = seen.values is not None and len(seen.values) <= FEW and known >= OFTEN * len(seen.values)
     dense = (
         dtype == "int" and seen.high["int"] - seen.low["int"] < 2 * known
@@ -246,13 +249,18 @@ class Draft:
     notes: Mapping[str, str]  # column -> what was seen
     rows: int
     margin: float
+    left_out: Mapping[str, str] = field(default_factory=dict)  # column -> its type, which no column has
 
     @property
     def code(self) -> str:
         "The contract as Python."
         about = f"# Drafted from {self.rows:,} rows. Limits are what was seen and {self.margin:.0%} of the span on both sides."
         ask = '# Look at every line: which columns are known only afterwards (role="outcome"), which limits does nature set?'
-        lines = ["from workbench import Column, Contract", "", about, ask, "contract = Contract("]
+        lines = ["from workbench import Column, Contract", "", about, ask]
+        lines += [
+            f"# Left out: {json.dumps(n, ensure_ascii=False)}, of type {t}." for n, t in self.left_out.items()
+        ]
+        lines += ["contract = Contract("]
         lines += [f"    {json.dumps(self.contract.name, ensure_ascii=False)},", "    {"]
         for name, column in self.contract.columns.items():
             lines.append(
@@ -290,7 +298,8 @@ def infer(
     if not isinstance(margin, int | float) or not 0 <= margin <= 10:
         raise BadInput(f"margin={margin!r} is no share", "give 0.1 for a tenth of the span")
     found = source.sources if isinstance(source, Feed) else sources(source, format)
-    columns = list(found[0].columns)
+    left_out = {name: kind for name in found[0].columns if (kind := _unread(found, name))}
+    columns = [name for name in found[0].columns if name not in left_out]
     seen = {name: Seen(name, kinds=_held(found, name)) for name in columns}
     for one in found:
         for frame in _frames(one, columns):
@@ -302,12 +311,21 @@ def infer(
     if all(column.role == "key" for column in made.values()):
         made = {name: _open(column) for name, column in made.items()}
     title = name or (source.name if isinstance(source, Feed) else _title(found))
-    return Draft(Contract(title, made), {name: note for name, (_, note) in drafts.items()}, rows, margin)
+    notes = {name: note for name, (_, note) in drafts.items()}
+    return Draft(Contract(title, made), notes, rows, margin, left_out)
 
 
 def _held(found: list[Source], name: str) -> set[str]:
     "Types in which a feed can read a column of these sources."
     return {kind for kind in (*_KINDS, "str") if not any(one.misfit(name, Column(kind)) for one in found)}
+
+
+def _unread(found: list[Source], name: str) -> str:
+    "The type of a column that none in a contract has; empty for all others."
+    image = Column("image", shape=(1, 1))
+    if _held(found, name) or not any(one.misfit(name, image) for one in found):
+        return ""
+    return next(kind for one in found if (kind := one.misfit(name, image)))
 
 
 def _open(column: Column) -> Column:

@@ -30,7 +30,9 @@ _PART_ROWS = 2_000  # held-out rows that say which columns give it away
 
 # %% ../../notebooks/20_data/39_joint.ipynb #encode
 def _encoded(then: np.ndarray, now: np.ndarray) -> np.ndarray:
-    "One column of both sides as numbers: a category is its rank among the most frequent."
+    "One column of both sides as numbers: a category is its rank among the most frequent, a picture its brightness."
+    if then.ndim > 1:
+        then, now = (side.reshape(len(side), -1).mean(axis=1) for side in (then, now))
     if is_number(then) and is_number(now):
         found = np.concatenate([floats(then), floats(now)])
         return np.where(np.isfinite(found), found, np.nan)

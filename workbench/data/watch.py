@@ -408,6 +408,9 @@ class _Drift(Watcher):
         for name in rule.columns:
             if name not in self.reference.columns:
                 raise BadFeed(f"{rule}: the reference has no column '{name}'", "write it again")
+        if not any(name in self.inputs for name in (rule.columns or self.reference.columns)):
+            hint = "a reference has no pictures: wb.drift compares them"
+            raise BadFeed(f"{rule}: the reference has no input of {contract.name}, nothing is compared", hint)
 
     def compare(self, profile: Profile) -> list[Finding]:
         "Each column against the reference."

@@ -256,7 +256,7 @@ def measure(
             curve=bins,
             proof=proof,
             shadow=_shadowed(shadow, bundle),
-            usd_per_1000=float(spent.mean()) / 3.6e3 * load_settings().cpu_usd_per_h,
+            usd_per_1000=float(np.median(spent)) / 3.6e3 * load_settings().cpu_usd_per_h,
         )
         _log(run, evidence)
         text = json.dumps(evidence.to_json())

@@ -165,7 +165,7 @@ def measure_texts(
             fingerprint=mark,
             run=run.id,
             proof=proved,
-            usd_per_1000=float(spent.mean()) / 3.6e3 * load_settings().cpu_usd_per_h,
+            usd_per_1000=float(np.median(spent)) / 3.6e3 * load_settings().cpu_usd_per_h,
         )
         run.log(**metrics, latency_p99_ms=evidence.latency_p99_ms, size_mb=evidence.size_mb)
         run.keep("evidence", atomic_write(run.folder / "evidence.json", json.dumps(evidence.to_json())))

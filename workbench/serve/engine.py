@@ -207,6 +207,8 @@ class Engine:
     ) -> Answered:
         "Scores of `rows` from the next batches; raises `BadRow` or `Overloaded`."
         lane, arrived_s = self._running_lane(), arrived_s or now()
+        if not isinstance(rows, list):
+            lane.loaded.bundle.contract.parse_rows(rows)  # which says what a list of rows is
         if len(rows) == 1:
             values, shared = lane.loaded.checker.read(rows[0])
             return await self.ask_values(values, shared, deadline_s, arrived_s)

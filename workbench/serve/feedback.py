@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..base.errors import NotFound, need
+from ..base.errors import BadInput, NotFound, need
 from ..base.store import Store
 from ..data.column import Columns, array
 from ..data.contract import Contract
@@ -148,6 +148,9 @@ def quality(
             Columns({one: outcomes[one].to_numpy() for one in outcomes.columns}, outcomes.columns)
         )
     else:
+        if len(outcomes.columns) != 1:
+            what = f"{name} has {len(outcomes.columns)} outcome columns: {', '.join(outcomes.columns)}"
+            raise BadInput(what, "give recipe=, which makes labels of them")
         labels = outcomes.to_series(0).cast(int).to_numpy()
     found = []
     for version in sorted(joined["version"].unique()):

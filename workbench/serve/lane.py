@@ -84,6 +84,8 @@ class Loaded:
 
     def read_all(self, rows: list[Any]) -> list[Values]:
         "Rows from outside, checked; raises `BadRow` with the place of one."
+        if not isinstance(rows, list) or not rows:
+            self.bundle.contract.parse_rows(rows)  # which says what a list of rows is
         try:
             return [self.checker.read(row)[0] for row in rows]
         except BadRow:
