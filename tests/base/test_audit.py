@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workbench.base.audit import AUDIT_FILE, check, entries, note, prepare, publish, verify
-from workbench.base.errors import Corrupt
+from workbench.base.errors import BadInput, Corrupt
 from workbench.base.ledger import Ledger
 from workbench.base.redact import forget, remember
 from workbench.base.store import Store
@@ -91,6 +91,8 @@ def test_a_chain_that_was_made_anew_is_found_by_the_head_that_was_kept(ten: Ledg
         decide(other, "eve", f"flights/{turn}")
     assert verify(other).problems == ()
     assert "rewritten" in verify(other, head).problems[0]
+    with pytest.raises(BadInput, match="all 64 characters"):  # a shorter one is no sign of tampering
+        verify(ten, head[:12])
 
 
 def test_a_broken_audit_is_refused_with_what_to_do(ten: Ledger) -> None:

@@ -52,6 +52,23 @@ def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(
     assert not (clone / "gone.py").exists()
 
 
+def test_what_the_store_holds_is_no_code(repo: Path, tmp_path: Path) -> None:
+    own = Store(repo / ".workbench")
+    (own.root / "key").write_text("secret")
+    assert git(repo, "status", "--porcelain") == "", "it hides itself from git"
+    (own.root / ".gitignore").unlink()  # a store of before
+    assert code_identity(repo, own) == {"commit": git(repo, "rev-parse", "HEAD"), "patch": "", "note": ""}
+    (repo / "below").mkdir()
+    (repo / "below/new.py").write_text("y = 1\n")
+    (repo / "train.py").write_text("lr = 0.9\n")
+    deeper = Store(repo / "below/store")
+    (deeper.root / ".gitignore").unlink()
+    for root, store in ((repo, own), (repo / "below", deeper)):
+        patch = store.get(code_identity(root, store)["patch"])
+        assert b"below/new.py" in patch and b"b/train.py" in patch, "the whole checkout, wherever it is asked"
+        assert f"b/{store.root.relative_to(repo)}/".encode() not in patch
+
+
 def test_without_git_it_says_so(tmp_path: Path, store: Store) -> None:
     assert "not a git checkout" in code_identity(tmp_path, store)["note"]
 

@@ -88,3 +88,11 @@ def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(project: Path, m
     monkeypatch.setenv("WORKBENCH_STOER", "/tmp/x")
     with pytest.raises(BadSetting, match="did you mean 'WORKBENCH_STORE'"):
         load_settings()
+
+
+@pytest.mark.parametrize("text", ["", ".", "./"])
+def test_a_store_has_a_folder_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.delenv("WORKBENCH_STORE")
+    write(project, f"[laptop]\nstore = {text}\n")
+    with pytest.raises(BadSetting, match="give it a folder of its own"):
+        load_settings()

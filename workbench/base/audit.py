@@ -13,6 +13,7 @@ __all__ = ["AUDIT_FILE", "Entry", "prepare", "note", "publish", "entries", "Veri
 # %% ../../notebooks/00_base/72_audit.ipynb #0da5d1de
 import json
 import os
+import re
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from . import html
-from .errors import Corrupt
+from .errors import BadInput, Corrupt
 from .events import get_logger
 from .ledger import Ledger
 from .redact import redacted
@@ -212,6 +213,8 @@ def verify(
     "Check every entry, the chain, and the file against the ledger."
     prepare(ledger)
     path = ledger.store.root / AUDIT_FILE
+    if head and not re.fullmatch("[0-9a-f]{64}", head):
+        raise BadInput(f"head {head!r} is no sha256", "give all 64 characters of the one that was kept")
     with _locked(
         ledger
     ):  # while others decide, the file and the rows that say they are in it stay as they are

@@ -63,8 +63,8 @@ def _head(root: Path) -> tuple[str, Path, Path]:
 _patches: dict[tuple[str, str], bytes] = {}  # the last one, by commit and index: they decide it
 
 
-def _patch(root: Path, commit: str, objects: Path, index: Path) -> bytes:
-    "What differs from HEAD, untracked files included, as a binary git patch."
+def _patch(root: Path, commit: str, objects: Path, index: Path, store: Path) -> bytes:
+    "What differs from HEAD, untracked files included, as a binary git patch; what the store holds is no code."
     with tempfile.TemporaryDirectory() as folder:
         env = {
             **os.environ,
@@ -74,7 +74,8 @@ def _patch(root: Path, commit: str, objects: Path, index: Path) -> bytes:
         }
         Path(folder, "objects").mkdir()
         shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
-        _git(root, "add", "-A", env=env)
+        inside = store.is_relative_to(root.resolve())
+        _git(root, "add", "-A", *(["--", ":/", f":(exclude){store}"] if inside else []), env=env)
         key = (commit, sha256_file(Path(env["GIT_INDEX_FILE"])))
         patch = _patches.get(key)
         if patch is None:
@@ -89,7 +90,7 @@ def code_identity(root: Path, store: Store) -> dict[str, Any]:
     "`commit`, `patch` (sha256 in `store`, empty when clean) and a `note` where git could not say."
     try:
         commit, objects, index = _head(root)
-        patch = _patch(root, commit, objects, index)
+        patch = _patch(root, commit, objects, index, store.root)
     except (OSError, subprocess.SubprocessError):
         return {"commit": "", "patch": "", "note": f"{root} is not a git checkout with a commit"}
     if len(patch) > PATCH_LIMIT_BYTES:

@@ -47,8 +47,10 @@ class Ledger:
             self._prepare()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
+                closed = "may not be written by you: set 'store' in settings.ini to a folder of yours"
+                busy = "free the disk or end the process that holds it"
                 raise Unavailable(
-                    f"{self.path}: {error}", "free the disk or end the process that holds it"
+                    f"{self.path}: {error}", closed if "readonly" in str(error) else busy
                 ) from None
             raise Corrupt(f"{self.path} is not a ledger: {error}", "restore it from a backup") from None
 

@@ -237,4 +237,8 @@ def _load(profile: str, path: Path, stamp: int, environ: tuple[tuple[str, str], 
         settings = Settings(**{k: v for k, v in values.items() if k not in known})
     except ValidationError as error:
         raise _explain(error, path if stamp else Path("environment"), profile) from None
-    return settings.model_copy(update={"store": path.parent / settings.store})
+    store = path.parent / settings.store
+    if store.resolve() == path.parent.resolve():
+        what = f"store = {settings.store} is the folder of {path.name} itself"
+        raise BadSetting(what, "give it a folder of its own, such as .workbench")
+    return settings.model_copy(update={"store": store})

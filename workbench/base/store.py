@@ -141,7 +141,10 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or load_settings().store).resolve()
         try:
+            fresh = not self.root.exists()
             private_folder(self.root)
+            if fresh:
+                (self.root / ".gitignore").write_text("*\n")  # keys and results are nobody's commit
         except OSError as error:
             what = f"the store {self.root} cannot be used: {error.strerror}"
             raise Unavailable(

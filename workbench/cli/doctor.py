@@ -93,7 +93,9 @@ def _ledger() -> Finding:
         ledger = Ledger()
         state = ledger.query("pragma quick_check")[0][0]
         count = ledger.query("select count(*) from runs")[0][0]
-    except (OSError, WorkbenchError) as error:
+    except WorkbenchError as error:
+        return Finding("ledger", "bad", error.what, error.hint)
+    except OSError as error:
         return Finding("ledger", "bad", str(error), "restore it from a backup")
     return Finding("ledger", "ok" if state == "ok" else "bad", f"{count} runs, integrity {state}")
 
