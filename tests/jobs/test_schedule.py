@@ -261,6 +261,7 @@ def test_other_mistakes(project: Path) -> None:
         load_jobs()
     for text, said in (
         ("[jobs.a", "is not TOML"),
+        ('[job.a]\nnotebook = "a.ipynb"\n', "'job' means nothing here"),
         ("jobs = 3", "is no table"),
         ("[jobs]\na = 1", "jobs.a = 1 is no table"),
         ('[jobs.a]\ncron = "0 6 * * *"', "notebook is missing"),

@@ -8,12 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from workbench.base.errors import BadInput
 from workbench.base.ledger import Ledger
 from workbench.base.records import find
 from workbench.cli.schedule import schedule
@@ -234,13 +236,7 @@ def test_new_data_is_one_due_time(make: Make, ledger: Ledger, project: Path) -> 
     (project / "in/1.csv").write_text("1")
     one = make('[jobs.a]\nnotebook = "a.ipynb"\non_new_data = "in/*.csv"\n')
 
-    def look() -> None:
-        for _ in range(3):
-            one.step()
-            one._watched["a"]._looked_s = float("-inf")
-            one._watched["a"].settled()
-            one._watched["a"]._thread.join()
-
+    look = partial(looks, one)
     look()
     assert dues(ledger) == []  # what was there first is the start
     (project / "in/1.csv").touch()
@@ -251,6 +247,47 @@ def test_new_data_is_one_due_time(make: Make, ledger: Ledger, project: Path) -> 
     drive(one, settled(ledger))
     look()
     assert [(due.kind, due.status) for due in dues(ledger)] == [("data", "succeeded")]
+    for path in (project / "in").iterdir():
+        path.unlink()
+    look()
+    assert len(dues(ledger)) == 1  # files that are gone are no data
+
+
+def test_the_first_file_that_comes_is_new_data(make: Make, ledger: Ledger, project: Path) -> None:
+    (project / "in").mkdir()
+    one = make('[jobs.a]\nnotebook = "a.ipynb"\non_new_data = "in/*.csv"\n')
+    looks(one)
+    assert dues(ledger) == []
+    (project / "in/1.csv").write_text("1")
+    looks(one)
+    drive(one, settled(ledger))
+    assert [(due.kind, due.status) for due in dues(ledger)] == [("data", "succeeded")]
+
+
+def looks(one: Scheduler) -> None:
+    for _ in range(3):
+        one.step()
+        one._watched["a"]._looked_s = float("-inf")
+        one._watched["a"].settled()
+        one._watched["a"]._thread.join()
+
+
+def test_a_job_that_is_not_in_the_file_is_not_launched_before_that_is_sure(
+    make: Make, ledger: Ledger
+) -> None:
+    one = make(toml(catch_up="all"))
+    assert control.backfill("a", "2026-06-01..2026-06-01", ledger=ledger)
+    Path("jobs.toml").write_text(toml("b", cron="0 0 1 1 *"))
+    other = make(toml("b", cron="0 0 1 1 *"))
+    drive(other, settled(ledger))
+    assert set(statuses(ledger)) == {"skipped"} and one is not other
+
+
+def test_a_due_time_that_is_still_to_come_is_not_used_up(make: Make, ledger: Ledger) -> None:
+    make(toml())
+    with pytest.raises(BadInput, match="is still to come"):
+        control.run_now("a", "2126-06-01T13:00:00Z", ledger=ledger)
+    assert dues(ledger) == []
 
 
 def test_a_launch_that_cannot_begin_is_tried_ten_times_and_has_failed(make: Make, ledger: Ledger) -> None:

@@ -10,6 +10,7 @@
 # %% auto #0
 __all__ = [
     "BACKFILL_LIMIT",
+    "SKEW_S",
     "Status",
     "status",
     "JobLine",
@@ -263,11 +264,17 @@ def _remembered(db: Any, job: Job, moment: float) -> None:
 
 
 # %% ../../notebooks/80_jobs/66_control.ipynb #run-now
+SKEW_S = 60.0  # another scheduler's clock may be ahead by so much
+
+
 def run_now(name: str, due: str = "", path: str | Path = JOBS_FILE, ledger: Ledger | None = None) -> Due:
     "Run one due time (ISO 8601; the newest when empty) here, once; its row. For other schedulers."
     book = prepare(ledger or Ledger())
     job = _named(path, [name], book)[0]
     moment = _moment(job, due)
+    if moment > time.time() + SKEW_S:
+        what = f"--due {due} is still to come: its scheduler would find it done"
+        raise BadInput(what, "leave --due out to run the newest now")
     key = run_key(job.name, moment)
     with book.change() as db:
         if not dues(book, "key=?", key):

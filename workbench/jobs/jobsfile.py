@@ -203,6 +203,10 @@ def load_jobs(path: str | Path = JOBS_FILE, *, notebooks: bool = True) -> dict[s
         raise BadSetting(
             f"{file} is not TOML: {error}", "text stands in quotes, a table in [brackets]"
         ) from None
+    if unknown := sorted(tables.keys() - {"jobs"}):
+        near = difflib.get_close_matches(unknown[0], ["jobs"])
+        hint = "did you mean 'jobs'?" if near else "a job stands in [jobs.NAME]"
+        raise BadSetting(f"{file}: '{unknown[0]}' means nothing here", hint)
     found = tables.get("jobs", {})
     if not isinstance(found, dict):
         raise BadSetting(f"{file}: jobs = {found!r:.80} is no table", "write [jobs.NAME]")

@@ -277,8 +277,9 @@ class Scheduler:
             watched = self._watched[job.name] = Watched(job.on_new_data)
         settled = watched.settled()
         found = self.ledger.query("select fingerprint from due_jobs where job=?", job.name)
-        if not settled or (found and found[0]["fingerprint"] == settled):
-            return []
+        known = found[0]["fingerprint"] if found else None
+        if settled is None or settled == known or (settled == "" and known is not None):
+            return []  # nobody knows yet, nothing changed, or the files have gone
         with self.lead.change() as db:
             key = settle_data(db, job, settled, now)
         return [key] if key else []
@@ -385,7 +386,7 @@ class Scheduler:
         heads: dict[str, Due] = {}
         waiting = [
             due for due in dues(self.ledger, f"status in ({_QUOTED[WAITING]})", limit=100_000)
-            if due.kind == "hand" or (due.job not in paused and (due.job in self.jobs or not self.asked_only))
+            if due.kind == "hand" or (due.job not in paused and due.job in self.jobs)
         ]  # fmt: skip
         for due in sorted(waiting, key=lambda due: (due.kind == "backfill", due.due_at)):
             heads.setdefault(due.job, due)
