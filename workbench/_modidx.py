@@ -10574,6 +10574,10 @@ d = {
                 "50_serve/requestlog.html#_tell",
                 "workbench/serve/requestlog.py",
             ),
+            "workbench.serve.requestlog._together": (
+                "50_serve/requestlog.html#_together",
+                "workbench/serve/requestlog.py",
+            ),
             "workbench.serve.requestlog._words": (
                 "50_serve/requestlog.html#_words",
                 "workbench/serve/requestlog.py",

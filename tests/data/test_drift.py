@@ -149,3 +149,13 @@ def test_what_is_no_columns_is_named(other: object) -> None:
     for pair in ((x, other), (other, x)):
         with pytest.raises(BadInput, match="feed.columns"):
             drift(*pair)  # type: ignore[arg-type]
+
+
+def test_pictures_are_asked_together_by_their_brightness() -> None:
+    rng = np.random.default_rng(0)
+    dark, bright = (rng.integers(low, low + 100, (400, 3, 4), dtype=np.uint8) for low in (0, 120))
+    assert drift(
+        Columns({"image": dark}, ["image"]), Columns({"image": bright}, ["image"]), together=True
+    ).joint.alarm
+    halves = [Columns({"image": half}, ["image"]) for half in (dark[:200], dark[200:])]
+    assert not drift(*halves, together=True).joint.alarm

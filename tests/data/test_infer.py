@@ -2,6 +2,8 @@
 
 import json
 import math
+from datetime import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,22 @@ def test_a_draft_runs_and_accepts_what_it_was_drafted_from(project: Path, ledger
     assert "&quot;flights&quot;" in draft._repr_html_()
     tight = drafted(Feed(f"flights.{kind}", made), margin=0)[1]
     assert tight.columns["distance"].le < found["distance"].le
+
+
+def test_types_are_the_sources_and_what_no_column_has_is_named(project: Path, ledger: Ledger) -> None:
+    empty = {"w": pl.Float64, "b": pl.Boolean, "n": pl.String}
+    frame = pl.DataFrame(
+        {name: pl.Series([None] * 20, dtype=kind) for name, kind in empty.items()}
+        | {"price": [Decimal("1.25"), Decimal("7.50")] * 10, "tags": [[1, 2]] * 20, "at": [time(1, 2)] * 20}
+    )
+    frame.write_parquet(project / "all.parquet")
+    draft, made = drafted("all.parquet")
+    kinds = {name: column.dtype for name, column in made.columns.items()}
+    assert kinds == {"w": "float", "b": "bool", "n": "str", "price": "float"}
+    assert '# Left out: "tags", of type List(Int64).' in draft.code and '"at", of type Time' in draft.code
+    assert Feed("all.parquet", made).check(ledger).accepted == 20
+    frame.clear().select("w", "price").write_parquet(project / "none.parquet")
+    assert {c.dtype for c in Contract.infer("none.parquet").contract.columns.values()} == {"float"}
 
 
 def test_moments_are_found_where_a_feed_reads_them(project: Path, ledger: Ledger) -> None:

@@ -206,6 +206,9 @@ def test_drift_against_a_reference_file_or_run(project: Path, ledger: Ledger) ->
             check(rows("c.parquet", 0.6), held, ledger)
     with pytest.raises(BadFeed, match="no file, and no run"):
         check(project / "b.parquet", contract(Drift("none.json")), ledger)
+    with pytest.raises(BadFeed, match="no input of other, nothing is compared"):
+        other = Contract("other", {"z": Column("float", nullable=True)}, whole=[Drift("a.json")])
+        check(write_parquet(project / "z.parquet", pl.DataFrame({"z": [1.0, 2.0]})), other, ledger)
     (project / "bad.json").write_text("{}x")
     with pytest.raises(BadFeed, match="is no reference"):
         check(project / "b.parquet", contract(Drift("bad.json")), ledger)

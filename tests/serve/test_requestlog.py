@@ -16,6 +16,7 @@ from conftest import CONTRACT, GOOD
 
 from workbench.base.errors import BadInput, NotFound
 from workbench.base.store import Store
+from workbench.data.contract import Column, Contract
 from workbench.serve.requestlog import RequestLog, read
 
 
@@ -41,6 +42,19 @@ def test_every_type_comes_back_as_it_was_asked(log: RequestLog, store: Store) ->
     assert CONTRACT.parse_frame(frame.select("row").unnest("row"))["seats"].tolist() == [150] * 3
     modes = {path.stat().st_mode & 0o777 for path in log.folder.glob("*/*")}
     assert modes == {0o600}
+
+
+def test_versions_with_other_columns_are_read_together(log: RequestLog, store: Store) -> None:
+    log.add("a", 1, [GOOD], [0.25])
+    assert log.flush()
+    wider = {**CONTRACT.columns, "seats": Column("float"), "gust": Column("float")}
+    second = RequestLog("flights", Contract("flights", wider), store=store, flush_s=3600)
+    second.add("b", 2, [{**GOOD, "seats": 7.5, "gust": 3.0}], [0.5])
+    second.close()
+    rows = read("flights", store)["row"].to_list()
+    assert [(row["seats"], row["gust"], row["distance"]) for row in rows] == [
+        (150.0, None, 733.0), (7.5, 3.0, 733.0),
+    ]  # fmt: skip
 
 
 def test_a_disk_that_refuses_costs_nothing_until_memory_is_full(store: Store) -> None:

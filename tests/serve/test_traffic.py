@@ -13,13 +13,14 @@ import httpx
 import numpy as np
 import pytest
 import typer
-from conftest import GOOD, TOKEN, parts
+from conftest import CONTRACT, GOOD, TOKEN, parts
 from typer.testing import CliRunner
 
 from workbench.base import audit
 from workbench.base.errors import BadInput, NotFound
 from workbench.base.ledger import Ledger
 from workbench.cli.traffic import register
+from workbench.data.contract import Column, Contract
 from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
 from workbench.serve.app import create_app
@@ -314,6 +315,12 @@ def test_outcomes_are_checked_kept_and_joined(ledger: Ledger) -> None:
     assert quality("flights", ledger.store)[0] | {"auc": 0, "brier": 0} == {
         "version": 1, "rows": 2, "rate": 0.5, "auc": 0, "brier": 0,
     }  # fmt: skip
+    second = Contract("flights", {**CONTRACT.columns, "early": Column("bool", role="outcome")})
+    more = RequestLog("flights", second, folder="feedback", outcomes=True, **about)
+    more.add("r", 0, [{"early": True}], [])
+    more.close()
+    with pytest.raises(BadInput, match="2 outcome columns: late, early"):
+        quality("flights", ledger.store)
 
 
 def test_the_verbs_turn_it_on_and_off_and_say_so(ledger: Ledger, project: Path) -> None:

@@ -369,4 +369,15 @@ def read(
     folder = (store or Store()).path(folder, name)
     if not any(folder.glob("*/*.parquet")):
         raise NotFound(f"no requests are logged for '{name}'", "serve it and ask it something first")
-    return pl.read_parquet(folder / "*" / "*.parquet").sort("at", "request", "position")
+    try:
+        found = pl.read_parquet(folder / "*" / "*.parquet")
+    except pl.exceptions.SchemaError:  # a version with another contract has answered since
+        found = _together([pl.read_parquet(part) for part in sorted(folder.glob("*/*.parquet"))])
+    return found.sort("at", "request", "position")
+
+
+def _together(parts: "list[polars.DataFrame]") -> "polars.DataFrame":
+    "Parts whose rows have different columns: what one has not is null there."
+    pl = need("polars", extra="data")
+    rows = pl.concat([part["row"].struct.unnest() for part in parts], how="diagonal_relaxed")
+    return pl.concat([part.drop("row") for part in parts]).with_columns(rows.to_struct("row"))
