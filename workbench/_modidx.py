@@ -10173,6 +10173,11 @@ d = {
             ),
             "workbench.serve.load._Line.ask": ("50_serve/load.html#_line.ask", "workbench/serve/load.py"),
             "workbench.serve.load._Line.take": ("50_serve/load.html#_line.take", "workbench/serve/load.py"),
+            "workbench.serve.load._check_wanted": (
+                "50_serve/load.html#_check_wanted",
+                "workbench/serve/load.py",
+            ),
+            "workbench.serve.load._connected": ("50_serve/load.html#_connected", "workbench/serve/load.py"),
             "workbench.serve.load._is_here": ("50_serve/load.html#_is_here", "workbench/serve/load.py"),
             "workbench.serve.load.arrivals": ("50_serve/load.html#arrivals", "workbench/serve/load.py"),
             "workbench.serve.load.fire": ("50_serve/load.html#fire", "workbench/serve/load.py"),

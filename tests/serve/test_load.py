@@ -60,6 +60,13 @@ def test_a_service_is_asked_and_every_request_is_accounted_for(service: Service)
     assert step.failed >= 1 and step.p50_ms <= step.p99_ms and "knee" in str(found)
     wrong = fire(Target.of(f"http://127.0.0.1:{service.port}", "no"), [target.request(GOOD)], np.zeros(3))
     assert set(wrong.status) <= {200, 401}
+    for token, path, said in (
+        ("no", "/predict", "answers 401"),
+        (TOKEN, "/v1/models/x:predict", "404: .*no_route"),
+    ):
+        other = Target.of(f"http://127.0.0.1:{service.port}", token, path=path)
+        with pytest.raises(Unavailable, match=said):
+            load(other, rows, rates=[150], seconds=1.5)
     with pytest.raises(Unavailable, match="nothing answers"):
         fire(Target.of("http://127.0.0.1:1"), [b"x"], np.zeros(1))
     assert gc.isenabled(), "switched off only while it fires"

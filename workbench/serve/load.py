@@ -29,6 +29,7 @@ __all__ = [
 
 # %% ../../notebooks/50_serve/70_load.ipynb #e1859d5c
 import gc
+import http.client
 import ipaddress
 import json
 import selectors
@@ -126,6 +127,27 @@ def _is_here(host: str) -> bool:
 
 
 # %% ../../notebooks/50_serve/70_load.ipynb #line
+def _connected(target: Target) -> socket.socket:
+    try:
+        return socket.create_connection((target.host, target.port), timeout=5)
+    except OSError as error:
+        what = f"nothing answers at {target.host}:{target.port}: {error.strerror}"
+        raise Unavailable(what, "serve a model first") from None
+
+
+def _check_wanted(target: Target, request: bytes) -> None:
+    "Raise `Unavailable` where the service answers, but not this: a wrong model, token or row."
+    with _connected(target) as line:
+        line.settimeout(60)
+        line.sendall(request)
+        answer = http.client.HTTPResponse(line)
+        answer.begin()
+        if answer.status not in (200, 429, 503):
+            said = answer.read(500).decode(errors="replace")
+            what = f"{target.host}:{target.port} answers {answer.status}: {said}"
+            raise Unavailable(what, "serve this model, or give the --url where it is served")
+
+
 class _Line:
     "One connection: at most one request on it."
 
@@ -134,11 +156,7 @@ class _Line:
     def __init__(self, target: Target, index: int) -> None:
         self.index, self.due, self.got, self.want = index, -1, b"", 0
         self.chunked = self.closes = False
-        try:
-            self.sock = socket.create_connection((target.host, target.port), timeout=5)
-        except OSError as error:
-            what = f"nothing answers at {target.host}:{target.port}: {error.strerror}"
-            raise Unavailable(what, "serve a model first") from None
+        self.sock = _connected(target)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
 
@@ -402,6 +420,7 @@ def load(
 ) -> Load:
     "Ask at each rate in turn; with a spike, what came before, in and after it is told apart."
     requests, steps = [target.request(row) for row in rows], []
+    _check_wanted(target, requests[0])
     for rate in rates:
         fired = fire(
             target, requests, arrivals(rate, seconds, spike=spike, seed=seed), connections=connections
