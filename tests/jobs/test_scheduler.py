@@ -409,7 +409,7 @@ def test_missed_and_slow_are_told_and_what_cannot_be_told_is_shown(
     )
     monkeypatch.delenv("TEAM_CHAT")
     with ledger.change() as db:
-        db.execute("update due_alerts set sent_at=null, tries=5, error='env:TEAM_CHAT did not take it'")
+        db.execute("update due_alerts set sent_at=null, tries=1, error='env:TEAM_CHAT did not take it'")
     assert "undelivered alert, a slow: env:TEAM_CHAT did not take it" in control.status(ledger).problems
 
 

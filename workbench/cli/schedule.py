@@ -186,7 +186,7 @@ def backfill(
     shown = (
         f"{len(keys)} due times wait for a scheduler"
         if keys
-        else "every due time of these days has succeeded or waits"
+        else "every due time of these days that has come has succeeded or waits"
     )
     _emit({"queued": keys}, as_json, shown)
 

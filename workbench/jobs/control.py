@@ -39,7 +39,6 @@ from typing import Any
 from ..base import html
 from ..base.errors import BadInput, NotFound, Unavailable
 from ..base.ledger import Ledger
-from .alerts import SEND_LIMIT
 from .asked import all_jobs
 from .attempt import work
 from .dues import ACTIVE, WAITING, Due, claim, dues, forgotten_until, launching, prepare
@@ -104,8 +103,7 @@ def status(ledger: Ledger | None = None) -> Status:
     problems = [f"{one['host']} pid {one['pid']}: {one['problem']}" for one in alive if one["problem"]]
     problems += [f"{one['host']} pid {one['pid']} does not answer" for one in alive if not one["answers"]]
     lost = book.query(
-        "select job, kind, error from due_alerts where sent_at is null and tries>=? and made_at>?",
-        SEND_LIMIT,
+        "select job, kind, error from due_alerts where sent_at is null and tries>0 and made_at>?",
         time.time() - 7 * 86_400,
     )
     problems += [f"undelivered alert, {row['job']} {row['kind']}: {row['error']}" for row in lost]
