@@ -110,9 +110,9 @@ def may_vote(request: Request, person: Person, now: float) -> None:
     "Raise `NotAllowed` or `GateRefused` unless this person may vote on this request now; pure."
     state = state_of(request, now)
     if state != "open":
-        raise GateRefused(
-            f"request {request.id} is {state}", f"open another: workbench promote {request.ref}"
-        )
+        alias = f" --alias {request.alias}" if request.alias != "champion" else ""
+        again = f"open another: workbench promote {request.ref}{alias}"
+        raise GateRefused(f"request {request.id} is {state}", again)
     person.must("approver", f"answering request {request.id}")
     if person.name in (request.author, request.trained_by):
         did = "asked for it" if person.name == request.author else "trained it"
