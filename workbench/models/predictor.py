@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import BadInput, NotFound, need
+from ..base.events import get_logger
 from ..base.objects import load_object
 from ..data.recipe import Recipe
 from .linear import sigmoid
@@ -50,6 +51,9 @@ WIDE_ROWS = (256, 1024, 4096)  # tried for many
 SAVES = 0.9  # of the time: what was measured once may have been disturbed
 PAYS = 0.95  # of the time a row takes: what saves less is not worth its memory
 MIXES_ROWS = 1e-4  # a larger move of a probability is not rounding
+_ROW_BY_ROW = (
+    "its bits depend on a row's place in a batch on this processor: layers of 16 units and more seldom do"
+)
 Score = Callable[[np.ndarray], np.ndarray]
 
 
@@ -284,6 +288,10 @@ class Predictor:
             what = f"the model mixes rows: an answer moved by {moved:.2g} with its neighbours"
             raise BadInput(what, "a row must be scored by itself (no statistics over the batch)")
         self.rows_per_tile = TILE_ROWS if moved == 0 else 1
+        if moved:
+            get_logger("models").warning(
+                "scored row by row, 20 to 60 times slower", why=_ROW_BY_ROW, moved=moved
+            )
         self._tiles: dict[int, float] | None = None  # with the seconds that each takes
         self._plans: list[tuple[int, ...]] = []
         self._wide: tuple[int, ...] = ()
