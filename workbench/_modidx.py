@@ -5388,6 +5388,10 @@ d = {
                 "80_jobs/notebook.html#_literal",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._moment": (
+                "80_jobs/notebook.html#_moment",
+                "workbench/jobs/notebook.py",
+            ),
             "workbench.jobs.notebook._parameter": (
                 "80_jobs/notebook.html#_parameter",
                 "workbench/jobs/notebook.py",
@@ -5417,6 +5421,7 @@ d = {
                 "80_jobs/notebook.html#_unknown",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._zone": ("80_jobs/notebook.html#_zone", "workbench/jobs/notebook.py"),
             "workbench.jobs.notebook.as_json": (
                 "80_jobs/notebook.html#as_json",
                 "workbench/jobs/notebook.py",

@@ -94,13 +94,16 @@ def test_a_bad_parameter_is_said_before_the_kernel_starts(
 def test_a_notebook_runs_with_typed_parameters(project: Path) -> None:
     book = notebook(
         project / "job.ipynb",
-        "epochs: int = 3\nnames: list[str] = []",
-        "from workbench import result\nresult(double=epochs * 2, names=names)",
+        "from datetime import datetime\nepochs: int = 3\nnames: list[str] = []\n"
+        "when: datetime = datetime(2013, 1, 1)",
+        "from workbench import result\nresult(double=epochs * 2, names=names, when=when.isoformat())",
     )
-    done = workbench("run", "job.ipynb", "-p", "epochs=5", "-p", 'names=["a"]', "--json", cwd=project)
+    when = "2026-01-01T00:00:00+00:00"
+    given = (part for pair in ("epochs=5", 'names=["a"]', f"when={when}") for part in ("-p", pair))
+    done = workbench("run", "job.ipynb", *given, "--json", cwd=project)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
-    assert found["metrics"] == {"double": 10, "names": ["a"]} and found["params"]["epochs"] == 5
+    assert found["metrics"] == {"double": 10, "names": ["a"], "when": when} and found["params"]["epochs"] == 5
     shown = workbench("show", found["id"])
     assert "metric    double = 10" in shown.stdout and "param     epochs = 5" in shown.stdout
     assert book.read_text().count("injected") == 0

@@ -1,9 +1,11 @@
 """Parameters are checked before anything starts."""
 
 import json
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from enum import Enum
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -153,7 +155,11 @@ leaves = (
     | st.floats(allow_nan=False)
     | st.text()
     | st.dates()
-    | st.datetimes()
+    | st.datetimes(
+        timezones=st.none() | st.timezones() | st.just(timezone(timedelta(hours=-3), "datetime.x"))
+    )
+    | st.times()
+    | st.timedeltas()
 )
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
@@ -161,6 +167,57 @@ values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st
 @given(value=values)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_value_arrives_as_it_was_given(value: Any) -> None:
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"datetime": datetime, "date": None, "zoneinfo": None}
     exec(injected("x = 0", {"x": value}), space)
     assert space["x"] == value and type(space["x"]) is type(value)
+
+
+class _Odd(tzinfo):
+    "A zone of a library that is not in the notebook."
+
+    def utcoffset(self, dt: datetime | None) -> timedelta:
+        return timedelta(hours=5, minutes=45)
+
+
+DATED = """from datetime import datetime
+when: datetime = datetime(2026, 1, 1)
+days: dict[str, datetime] = {}
+all_: list[datetime] = []
+free = None"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "found"),
+    [
+        ("when", "2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("when", "2026-01-01T00:00:00-03:30", datetime(2026, 1, 1, 3, 30, tzinfo=UTC)),
+        ("when", datetime(2026, 7, 1, tzinfo=ZoneInfo("Asia/Tokyo")), datetime(2026, 7, 1, tzinfo=ZoneInfo("Asia/Tokyo"))),
+        ("when", datetime(2026, 7, 1, tzinfo=_Odd()), datetime(2026, 7, 1, tzinfo=_Odd())),
+        ("days", '{"a": "2026-01-01T00:00:00Z"}', {"a": datetime(2026, 1, 1, tzinfo=UTC)}),
+        ("all_", '["2026-01-01T00:00:00+01:00"]', [datetime(2025, 12, 31, 23, tzinfo=UTC)]),
+        ("free", [timedelta(days=1), {1, 2}, set()], [timedelta(days=1), {1, 2}, set()]),
+    ],
+)  # fmt: skip
+def test_a_moment_arrives_whatever_names_the_notebook_has(write, name: str, given: Any, found: Any) -> None:
+    space: dict[str, Any] = {}
+    exec(DATED + "\n" + injected(DATED, check(write(DATED), {name: given})), space)
+    assert space[name] == found
+    if isinstance(given, datetime) and isinstance(given.tzinfo, ZoneInfo):
+        assert space[name].tzinfo is given.tzinfo
+
+
+def test_a_number_of_another_library_arrives_as_a_number(write) -> None:
+    numpy = pytest.importorskip("numpy")
+    space: dict[str, Any] = {}
+    exec(injected("free = None", check(write("free = None"), {"free": [numpy.float64(0.5)]})), space)
+    assert space["free"] == [0.5] and type(space["free"][0]) is float
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("value", [Path("x"), [Colour.RED], {"a": object()}])
+def test_a_value_that_has_no_literal_is_refused(write, value: Any) -> None:
+    with pytest.raises(BadParameter, match="a job cannot be given a (PosixPath|Colour|object)"):
+        check(write("free = None"), {"free": value})

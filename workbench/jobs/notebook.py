@@ -32,10 +32,11 @@ import keyword
 import math
 import tokenize
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime, time, timedelta, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
+from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -45,6 +46,50 @@ from ..base.errors import BadInput, BadParameter, NotFound
 from ..base.settings import project_path
 from .kinds import COMPUTED, TYPES, Scope, is_choices, kind_of, literal, scope_of
 from .secret import Secret
+
+# %% ../../notebooks/80_jobs/10_notebook.ipynb #literal
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_MOMENTS = (date, datetime, time, timedelta)  # by these very types: others spell themselves otherwise
+
+
+def _literal(value: Any) -> str:
+    "Python source for a checked value, in names that are this cell's own; TypeError for what has none."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, Enum) and type(value).__module__ == kind_of.__module__:
+        # its class is in the parameters cell; any other is not there
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Secret):
+        return "_" + repr(value)
+    if type(value) in _MOMENTS:
+        return _moment(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(_literal, value))
+        return f"[{text}]" if isinstance(value, list) else f"({text},)" if value else "()"
+    if isinstance(value, set):
+        return "{*[" + ", ".join(map(_literal, value)) + "]}"
+    for kind in _PLAIN:
+        if isinstance(value, kind):  # also numpy's float64, which is a float and spells itself otherwise
+            return kind.__repr__(value)
+    raise TypeError(f"a job cannot be given a {type(value).__name__}")
+
+
+def _moment(value: Any) -> str:
+    "Python source for a date, a time or a span, and for its zone."
+    if getattr(value, "tzinfo", None) is None:
+        return "_" + repr(value)
+    return f"_{value.replace(tzinfo=None)!r}"[:-1] + f", tzinfo={_zone(value)})"
+
+
+def _zone(value: datetime | time) -> str:
+    "A named zone by its name; any other by what it is off at that moment."
+    zone = value.tzinfo
+    if isinstance(zone, ZoneInfo) and zone.key:
+        return f"_zoneinfo.ZoneInfo({zone.key!r})"
+    fixed = zone if isinstance(zone, timezone) else timezone(value.utcoffset())  # type: ignore[arg-type]
+    return "_" + repr(fixed).replace("(datetime.", "(_datetime.", 1)
 
 
 # %% ../../notebooks/80_jobs/10_notebook.ipynb #parameter
@@ -69,10 +114,12 @@ class Parameter:
         "`value` as this parameter's type; text may be JSON. Raises `BadParameter`."
         adapter = TypeAdapter(self.type)
         try:
-            return adapter.validate_python(value)
+            found = adapter.validate_python(value)
+            _literal(found)
+            return found
         except ValidationError as error:
             said = error.errors(include_input=False, include_context=False)[0]["msg"]
-        except TypeError as error:  # a bound of another type than the value
+        except TypeError as error:  # a bound of another type than the value, or a value without a literal
             said = "" if self.secret else str(error)
         for text in [value, "null"][: 1 + (value == "None")] if isinstance(value, str) else []:
             try:
@@ -330,24 +377,8 @@ def completed(
 def _imports(values: dict[str, Any]) -> list[str]:
     "What the literals of `values` need."
     text = " ".join(map(_literal, values.values()))
-    found = ["import datetime as _datetime"] * ("_datetime." in text)
+    found = [f"import {name} as _{name}" for name in ("datetime", "zoneinfo") if f"_{name}." in text]
     return found + ["from workbench.jobs.secret import Secret as _Secret"] * ("_Secret(" in text)
-
-
-def _literal(value: Any) -> str:
-    "Python source for a checked value."
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    if isinstance(value, Enum):  # whose class is in the parameters cell
-        return f"{type(value).__name__}.{value.name}"
-    if isinstance(value, date | Secret):  # a datetime is a date too
-        return "_" + repr(value)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        text = ", ".join(map(_literal, value))
-        return f"[{text}]" if isinstance(value, list) else f"({text},)" if value else "()"
-    return repr(value)
 
 
 def as_json(values: dict[str, Any]) -> dict[str, Any]:
