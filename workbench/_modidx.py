@@ -5380,6 +5380,7 @@ d = {
                 "80_jobs/notebook.html#_described",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._fits": ("80_jobs/notebook.html#_fits", "workbench/jobs/notebook.py"),
             "workbench.jobs.notebook._imports": (
                 "80_jobs/notebook.html#_imports",
                 "workbench/jobs/notebook.py",

@@ -68,6 +68,31 @@ def test_a_value_that_can_only_mean_one_thing_is_accepted(write, name: str, valu
     assert got == typed and type(got) is type(typed)
 
 
+NONE = """from typing import Literal, Optional, Any
+may: str | None = "linux"
+opt: Optional[int] = 3
+low: Annotated[int | None, Ge(1)] = 2
+one: Literal["a"] | None = "a"
+text: str = "x"
+any_: Any = 1
+num: int = 1
+names: list[str] = []"""
+
+
+@pytest.mark.parametrize("word", ["None", "null"])
+def test_none_is_a_word_where_the_type_allows_it(write, word: str) -> None:
+    names = ("may", "opt", "low", "one", "any_")
+    assert check(write(NONE), dict.fromkeys(names, word)) == dict.fromkeys(names)
+    assert check(write(NONE), {"text": word, "names": [word]}) == {"text": word, "names": [word]}
+    with pytest.raises(BadParameter, match="num"):
+        check(write(NONE), {"num": word})
+
+
+@pytest.mark.parametrize("text", ["none", "NULL", "", " None", "nullable"])
+def test_other_words_are_the_text_that_they_are(write, text: str) -> None:
+    assert check(write(NONE), {"may": text}) == {"may": text}
+
+
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_another_type_is_refused_with_name_value_and_type(write, name: str, value: Any) -> None:
     with pytest.raises(BadParameter) as caught:

@@ -4,6 +4,7 @@
 - Everything is checked before a kernel starts: a name that is not there, a value of another type, two tagged cells. Papermill runs on with a wrong type or an unknown name and exits 0, and a *name* holding code is run as code.
 - Which types there are, how they are bounded and what text they accept: `jobs.kinds`. A default is held to its own annotation.
 - `year: int` without a default must be given; the executed notebook's parameters cell then holds the value.
+- Text may be JSON. Where the type allows None, the words `None` and `null` mean it, also for `str | None`.
 - An assignment whose value is computed (`first = date(year, 1, 1)`), unless annotated, is derived: it cannot be given, and it follows the parameters it is computed from. With Papermill it keeps the value of the defaults.
 - A parameter is written down in the executed notebook and in the run. A secret is annotated `Secret` and given as `env:NAME` or `file:PATH`; text that is no reference is refused and not repeated.
 - Nothing is evaluated or imported to find this out: the cell is read as a syntax tree."""
@@ -31,6 +32,7 @@ import json
 import keyword
 import math
 import tokenize
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from enum import Enum
@@ -92,6 +94,16 @@ def _zone(value: datetime | time) -> str:
     return "_" + repr(fixed).replace("(datetime.", "(_datetime.", 1)
 
 
+# %% ../../notebooks/80_jobs/10_notebook.ipynb #mistakes
+def _fits(validate: Callable[[Any], Any], value: Any) -> bool:
+    "Whether `validate` takes `value`."
+    try:
+        validate(value)
+    except (ValidationError, TypeError):
+        return False
+    return True
+
+
 # %% ../../notebooks/80_jobs/10_notebook.ipynb #parameter
 @dataclass(frozen=True)
 class Parameter:
@@ -111,8 +123,10 @@ class Parameter:
         return "workbench.jobs.secret.Secret" in repr(self.type)
 
     def parse(self, value: Any) -> Any:
-        "`value` as this parameter's type; text may be JSON. Raises `BadParameter`."
+        "`value` as this parameter's type; text may be JSON, and `None` or `null` where it may be None. Raises `BadParameter`."
         adapter = TypeAdapter(self.type)
+        if isinstance(value, str) and value in ("None", "null") and _fits(adapter.validate_python, None):
+            return None
         try:
             found = adapter.validate_python(value)
             _literal(found)
@@ -121,9 +135,9 @@ class Parameter:
             said = error.errors(include_input=False, include_context=False)[0]["msg"]
         except TypeError as error:  # a bound of another type than the value, or a value without a literal
             said = "" if self.secret else str(error)
-        for text in [value, "null"][: 1 + (value == "None")] if isinstance(value, str) else []:
+        if isinstance(value, str):
             try:
-                return adapter.validate_json(text)
+                return adapter.validate_json(value)
             except ValidationError:
                 pass
         raise BadParameter(f"parameter {self.name}{self._shown(value)}: {said}", self._help())
