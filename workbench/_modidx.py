@@ -5356,6 +5356,10 @@ d = {
                 "80_jobs/notebook.html#parameter._help",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook.Parameter._said": (
+                "80_jobs/notebook.html#parameter._said",
+                "workbench/jobs/notebook.py",
+            ),
             "workbench.jobs.notebook.Parameter._shown": (
                 "80_jobs/notebook.html#parameter._shown",
                 "workbench/jobs/notebook.py",
@@ -5385,6 +5389,10 @@ d = {
                 "80_jobs/notebook.html#_imports",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._json_hint": (
+                "80_jobs/notebook.html#_json_hint",
+                "workbench/jobs/notebook.py",
+            ),
             "workbench.jobs.notebook._literal": (
                 "80_jobs/notebook.html#_literal",
                 "workbench/jobs/notebook.py",
@@ -5401,6 +5409,7 @@ d = {
                 "80_jobs/notebook.html#_parameters",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._place": ("80_jobs/notebook.html#_place", "workbench/jobs/notebook.py"),
             "workbench.jobs.notebook._reference": (
                 "80_jobs/notebook.html#_reference",
                 "workbench/jobs/notebook.py",
@@ -5409,8 +5418,14 @@ d = {
                 "80_jobs/notebook.html#_settled",
                 "workbench/jobs/notebook.py",
             ),
+            "workbench.jobs.notebook._short": ("80_jobs/notebook.html#_short", "workbench/jobs/notebook.py"),
             "workbench.jobs.notebook._source": (
                 "80_jobs/notebook.html#_source",
+                "workbench/jobs/notebook.py",
+            ),
+            "workbench.jobs.notebook._spot": ("80_jobs/notebook.html#_spot", "workbench/jobs/notebook.py"),
+            "workbench.jobs.notebook._structure": (
+                "80_jobs/notebook.html#_structure",
                 "workbench/jobs/notebook.py",
             ),
             "workbench.jobs.notebook._target": (

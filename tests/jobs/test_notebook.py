@@ -93,6 +93,75 @@ def test_other_words_are_the_text_that_they_are(write, text: str) -> None:
     assert check(write(NONE), {"may": text}) == {"may": text}
 
 
+NESTED = """from typing import Literal
+xs: list[int] = [7]
+d: dict[str, int] = {}
+deep: dict[str, list[int]] = {}
+keyed: dict[int, int] = {}
+pair: tuple[int, str] = (1, "a")
+either: list[int] | dict[str, int] = []
+few: Annotated[list[int], MinLen(3)] = [1, 2, 3]
+days: list[date] = []
+n: int = 1"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("xs", '[1,"a"]', "xs[1] = 'a': Input should be a valid integer"),
+        ("xs", [1, "a"], "xs[1] = 'a': Input should be a valid integer"),
+        ("d", '{"b": 1, "a": "x"}', "d['a'] = 'x': Input should be a valid integer"),
+        ("deep", '{"a": [1, {}]}', "deep['a'][1] = {}: Input should be a valid integer"),
+        ("keyed", '{"a": 1}', "the key 'a': Input should be a valid integer"),
+        ("pair", "[1]", "pair[1]: Field required"),
+        ("either", '[1, "a"]', "either[1] = 'a': Input should be a valid integer"),
+        ("either", '{"list[int]": "a"}', "either['list[int]'] = 'a': Input should be a valid integer"),
+        ("few", "[1]", "List should have at least 3 items"),
+        ("days", '["2026-13-01"]', "days[0] = '2026-13-01': Value error, month must be in 1..12"),
+        ("xs", json.dumps(["a" * 200]), "xs[0] = '" + "a" * 76 + "...: Input should be"),
+    ],
+)
+def test_the_element_that_does_not_fit_is_named(write, name: str, value: Any, said: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        check(write(NESTED), {name: value})
+    assert caught.value.what.partition(" is not ")[2].partition(": ")[2].startswith(said)
+    assert "give JSON" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("xs", "1,2", "give JSON, such as xs='[1, 2]'; its default is [7]"),
+        ("xs", "", "give JSON, such as xs='[1, 2]'"),
+        ("xs", '{"a": 1}', "give JSON, such as xs='[1, 2]'"),
+        ("xs", "5", "give JSON, such as xs='[1, 2]'"),
+        ("d", "{'a':1}", "give JSON, such as d='{\"a\": 1}'"),
+        ("deep", "a", "give JSON, such as deep='{\"a\": [1, 2]}'"),
+        ("pair", "1,a", "give JSON, such as pair='[1, \"a\"]'"),
+        ("either", "1,2", "give JSON, such as either='[1, 2]'"),
+        ("few", "1,2", "give JSON, such as few='[...]'"),
+        ("days", "2026-01-01", "give JSON, such as days='[\"2026-01-31\"]'"),
+        ("n", "x", "its default is 1"),
+        ("n", "[1]", "its default is 1"),
+    ],
+)
+def test_text_that_is_no_list_or_table_is_told_how_one_is_given(
+    write, name: str, value: str, hint: str
+) -> None:
+    with pytest.raises(BadParameter) as caught:
+        check(write(NESTED), {name: value})
+    assert caught.value.hint.startswith(hint)
+
+
+def test_nothing_of_a_list_of_secrets_is_repeated(write) -> None:
+    source = "keys: list[Secret] = []"
+    for value in ('["env:A", "hunter2"]', "hunter2", ["hunter2"], '{"hunter2": 1}'):
+        with pytest.raises(BadParameter) as caught:
+            check(write(source), {"keys": value})
+        assert "hunter2" not in str(caught.value)
+    assert "such as keys='[\"env:NAME\"]'" in caught.value.hint
+
+
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_another_type_is_refused_with_name_value_and_type(write, name: str, value: Any) -> None:
     with pytest.raises(BadParameter) as caught:

@@ -4,7 +4,7 @@
 - Everything is checked before a kernel starts: a name that is not there, a value of another type, two tagged cells. Papermill runs on with a wrong type or an unknown name and exits 0, and a *name* holding code is run as code.
 - Which types there are, how they are bounded and what text they accept: `jobs.kinds`. A default is held to its own annotation.
 - `year: int` without a default must be given; the executed notebook's parameters cell then holds the value.
-- Text may be JSON. Where the type allows None, the words `None` and `null` mean it, also for `str | None`.
+- Text may be JSON. Where the type allows None, the words `None` and `null` mean it, also for `str | None`. The element of a list or table that does not fit is named.
 - An assignment whose value is computed (`first = date(year, 1, 1)`), unless annotated, is derived: it cannot be given, and it follows the parameters it is computed from. With Papermill it keeps the value of the defaults.
 - A parameter is written down in the executed notebook and in the run. A secret is annotated `Secret` and given as `env:NAME` or `file:PATH`; text that is no reference is refused and not repeated.
 - Nothing is evaluated or imported to find this out: the cell is read as a syntax tree."""
@@ -104,6 +104,56 @@ def _fits(validate: Callable[[Any], Any], value: Any) -> bool:
     return True
 
 
+def _structure(text: str) -> Any:
+    "The list or table that JSON text holds, None where it holds none."
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list | dict) else None
+
+
+def _place(steps: tuple[int | str, ...], given: Any) -> str:
+    "`[1]['a']`: the steps that lead into `given`; the others are pydantic's names of types."
+    place = ""
+    for step in steps:
+        if isinstance(given, dict) and step in given:
+            given, place = given[step], f"{place}[{step!r}]"
+        elif isinstance(given, list | tuple) and isinstance(step, int):
+            given, place = given[step] if step < len(given) else None, f"{place}[{step}]"
+    return place
+
+
+def _spot(name: str, error: Any, given: Any) -> str:
+    "The element of `given` that an error is about, and its value; empty for the whole of it."
+    if error["loc"][-1:] == ("[key]",):
+        return f"the key {_short(error['input'])}: "
+    place = _place(error["loc"], given)
+    value = "" if error["type"] == "missing" else f" = {_short(error['input'])}"
+    return f"{name}{place}{value}: " if place else ""
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+
+
+_NESTED = {"list_type": "[...]", "tuple_type": "[...]", "dict_type": "{...}"}
+_EXAMPLES = (
+    '[1, 2]', '["a", "b"]', '[true, false]', '["2026-01-31"]', '["env:NAME"]', '[1, "a"]', '[[1, 2], [3, 4]]',
+    '{"a": 1}', '{"a": "b"}', '{"a": true}', '{"a": "2026-01-31"}', '{"a": "env:NAME"}', '{"1": 2}', '{"a": [1, 2]}',
+)  # fmt: skip
+
+
+def _json_hint(name: str, adapter: TypeAdapter[Any], mistake: ValidationError | TypeError, given: Any) -> str:
+    "What to write instead of text that is no list or table, where one is wanted."
+    found = mistake.errors(include_context=False) if isinstance(mistake, ValidationError) else []
+    wanted = [_NESTED[error["type"]] for error in found if error["type"] in _NESTED]
+    if not wanted or any(_place(error["loc"], given) for error in found):
+        return ""
+    example = next((text for text in _EXAMPLES if _fits(adapter.validate_json, text)), wanted[0])
+    return f"give JSON, such as {name}='{example}'; "
+
+
 # %% ../../notebooks/80_jobs/10_notebook.ipynb #parameter
 @dataclass(frozen=True)
 class Parameter:
@@ -131,22 +181,32 @@ class Parameter:
             found = adapter.validate_python(value)
             _literal(found)
             return found
-        except ValidationError as error:
-            said = error.errors(include_input=False, include_context=False)[0]["msg"]
-        except TypeError as error:  # a bound of another type than the value, or a value without a literal
-            said = "" if self.secret else str(error)
+        except (ValidationError, TypeError) as error:  # TypeError: another type's bound, or no literal
+            mistake, given = error, value
         if isinstance(value, str):
             try:
                 return adapter.validate_json(value)
-            except ValidationError:
-                pass
-        raise BadParameter(f"parameter {self.name}{self._shown(value)}: {said}", self._help())
+            except (ValidationError, TypeError) as error:
+                if isinstance(error, ValidationError) and (read := _structure(value)) is not None:
+                    mistake, given = error, read
+        said = self._said(mistake, given)
+        hint = _json_hint(self.name, adapter, mistake, given) if isinstance(value, str) else ""
+        raise BadParameter(f"parameter {self.name}{self._shown(value)}: {said}", hint + self._help())
+
+    def _said(self, mistake: ValidationError | TypeError, given: Any) -> str:
+        "What is wrong, and where in `given`; of a secret only what."
+        if isinstance(mistake, TypeError):
+            return "" if self.secret else str(mistake)
+        found = mistake.errors(include_context=False)
+        if self.secret:
+            return found[0]["msg"]
+        worst = max(found, key=lambda error: len(error["loc"]))  # of a union, the kind that fits best
+        return _spot(self.name, worst, given) + worst["msg"]
 
     def _shown(self, value: Any) -> str:
         if self.secret:
             return f" (not shown) is not {self.annotation}"  # it may be the secret itself
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        return f" = {shown} is not {self.annotation}"
+        return f" = {_short(value)} is not {self.annotation}"
 
     def _help(self) -> str:
         default = "it has no default" if self.required else f"its default is {self.default!r}"
