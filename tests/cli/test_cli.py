@@ -104,6 +104,7 @@ def test_a_notebook_runs_with_typed_parameters(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert found["metrics"] == {"double": 10, "names": ["a"], "when": when} and found["params"]["epochs"] == 5
+    assert found["cost"]["cpu_s"] > 0 and " object at 0x" not in done.stdout
     shown = workbench("show", found["id"])
     assert "metric    double = 10" in shown.stdout and "param     epochs = 5" in shown.stdout
     assert book.read_text().count("injected") == 0

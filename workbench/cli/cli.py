@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, records.Run):
-        hidden = ("ledger",)
+        hidden = ("ledger", "spending")  # of this process; what was spent is in `cost`
         return {k: _plain(v) for k, v in vars(value).items() if k not in hidden}
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
