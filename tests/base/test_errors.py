@@ -17,7 +17,10 @@ def tree(kind: type[WorkbenchError]) -> list[type[WorkbenchError]]:
 
 @pytest.mark.parametrize("kind", tree(WorkbenchError))
 def test_an_error_pickles_with_its_hint_and_keeps_its_exit_code(kind: type[WorkbenchError]) -> None:
-    copy = pickle.loads(pickle.dumps(kind("what", "do this")))
+    error = kind("what", "do this")
+    error.run = "20260101-000000-abcdef"
+    copy = pickle.loads(pickle.dumps(error))
+    assert copy.run == error.run and not kind("what").run
     assert (type(copy), copy.what, copy.hint, copy.exit_code) == (kind, "what", "do this", kind.exit_code)
     assert str(copy) == "what\n  Hint: do this"
 

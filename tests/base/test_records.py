@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from workbench.base import records
-from workbench.base.errors import Corrupt, FeedRefused, NotFound, Stopped, Unavailable
+from workbench.base.errors import Corrupt, FeedRefused, NotFound, Stopped, Unavailable, WorkbenchError
 from workbench.base.ledger import Ledger
 from workbench.base.store import Store
 
@@ -35,6 +35,8 @@ def test_a_run_ends_as_its_block_ends(ledger: Ledger, raised, status: str, error
                 raise raised
     except BaseException as caught:
         assert caught is raised
+        if isinstance(caught, WorkbenchError):
+            assert caught.run == run.id
     found = records.find(run.id, ledger)
     assert found.status == status and error in found.error
     assert found.cost["wall_s"] >= 0 and found.cost["usd"] >= 0

@@ -191,7 +191,23 @@ def test_a_port_in_use_is_named(project: Path, shelf: Shelf) -> None:
 def test_errors_are_json_when_asked(project: Path) -> None:
     done = workbench("show", "nope", "--json")
     found = json.loads(done.stderr)
-    assert found["exit_code"] == done.returncode == 3 and found["hint"]
+    assert found["exit_code"] == done.returncode == 3 and found["hint"] and "run" not in found
+
+
+@pytest.mark.parametrize(
+    ("cell", "code", "status"),
+    [
+        ("1 / 0", 7, "failed"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", 10, "killed"),
+        ("import time\ntime.sleep(60)", 9, "timed_out"),
+    ],
+)
+def test_a_run_that_ended_badly_is_named_in_json(project: Path, cell: str, code: int, status: str) -> None:
+    book = notebook(project / "job.ipynb", "n: int = 1", cell)
+    done = workbench("run", str(book), "--cell-timeout", "6", "--json")
+    found = json.loads(done.stderr.strip().splitlines()[-1])
+    assert (done.returncode, found["exit_code"]) == (code, code)
+    assert records.find(found["run"]).status == status
 
 
 def test_debug_shows_the_stack_trace(project: Path) -> None:

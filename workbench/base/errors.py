@@ -3,6 +3,7 @@
 - One tree, drawn here; catch the branch you can act on.
 - A message is *what happened, with the value*; the hint is *what to do*.
 - Errors cross processes (Ray, kernels), so they pickle with their hint.
+- An error that ended a run says which: `run` is its id.
 - Each branch has an exit code, so a shell script can tell a bad input from a refused gate.
 
 ```
@@ -61,6 +62,7 @@ class WorkbenchError(Exception):
     "Anything Workbench raises on purpose."
 
     exit_code = 1
+    run = ""  # id of the run that it ended, where it ended one
 
     def __init__(
         self,

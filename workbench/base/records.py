@@ -289,6 +289,8 @@ def start(
             yield run
     except BaseException as error:
         problem = error
+        if isinstance(error, WorkbenchError):
+            error.run = error.run or run.id
         raise
     finally:
         _current.reset(token)

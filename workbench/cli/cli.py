@@ -1,7 +1,7 @@
 """The same verbs in a terminal.
 
 - `workbench VERB`; `--profile` and `--debug` before the verb, `--json` after any.
-- The answer goes to standard output, everything else to standard error; with `--json` both are JSON.
+- The answer goes to standard output, everything else to standard error; with `--json` both are JSON, and an error that ended a run gives its id (`run`).
 - Exit codes: 0 done, 1 unexpected, 2 bad input, 3 not found, 4 feed refused, 5 corrupt, 6 gate refused, 7 job failed, 8 unavailable, 9 timed out, 10 killed, 11 not reproduced, 12 not allowed, 130 stopped.
 - No stack trace without `--debug`.
 - A path is taken from where you stand, as everywhere in a shell; inside notebooks paths are taken from the project."""
@@ -407,7 +407,8 @@ def _say(error: BaseException, as_json: bool) -> int:
     hint = error.hint if ours else "run the same command with 'workbench --debug ...' to see where"
     code = error.exit_code if ours else 1
     if as_json:
-        print(json.dumps({"error": what, "hint": hint, "exit_code": code}), file=sys.stderr)
+        ended = {"run": error.run} if ours and error.run else {}
+        print(json.dumps({"error": what, "hint": hint, "exit_code": code, **ended}), file=sys.stderr)
     else:
         print(f"error: {what}" + (f"\n hint: {hint}" if hint else ""), file=sys.stderr)
     return code
