@@ -1,6 +1,7 @@
 """A pack is the bundle's answers in one file, or there is no pack."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,8 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier
 
-from workbench.base.errors import BadInput, Corrupt, GateRefused, NotFound, WorkbenchError
+from workbench.base.errors import BadInput, Corrupt, GateRefused, NotFound
+from workbench.base.store import sha256_bytes
 from workbench.data.contract import Column, Contract
 from workbench.data.feed import Feed
 from workbench.data.recipe import Recipe
@@ -99,6 +101,49 @@ def test_what_numpy_computes_is_drawn_to_the_last_bit(
     assert np.array_equal(encoded(graph.Preprocessing(recipe, KINDS), other), recipe.encode(other))
 
 
+ORDINARY = """
+import numpy as np
+
+def features(r):
+    x, n, kids, flag = r["x"], r["n"], r["kids"], r["flag"]
+    small, near = x.astype(np.float32), np.abs(x - 15) <= 5
+    return {
+        "over": x > 15, "under": 15 >= x, "more": kids > 2, "part": n > 2.5, "same": n == flag, "truths": flag > near,
+        "yes": flag == True, "mixed": small > n, "weak": small > 0.1,
+        "ends": np.where(x > 15.0, 1.0, 0.0), "whole": np.where(x > 15, 1, 0) * x, "either": np.where(x > 15, n, 0.5),
+        "tall": np.where(near, flag, n > 2), "said": np.where(kids == 2, True, False), "wide": np.where(flag, small, n),
+        "thin": np.where(flag, small, 0.1), "any": np.where(n, 1.0, x), "gap": np.where(np.isnan(x), 0, x),
+        "times": (x > 15) * 1.0, "both": flag * near, "sum": flag + near, "most": np.maximum(flag, near),
+        "tenth": n * 0.1, "first": 2.0 * np.pi * x, "root": np.abs(n) ** 0.5, "rest": n % 2.5, "floor": np.floor(n),
+    }
+
+def label(r):
+    return r["n"] > 0
+"""
+
+
+def test_onnxruntime_computes_ordinary_numpy_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    (tmp_path / "ordinary.py").write_text(ORDINARY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    contract = Contract("ordinary", {**KINDS.columns, "kids": Column("int", nullable=True)})
+    seen, other = rows(500, 0), rows(2000, 1)
+    for columns in (seen, other):
+        columns["kids"] = np.where(columns["flag"], np.nan, columns["n"] % 5)
+        columns["x"][:3] = 15.0, 20.0, 0.0
+    names = tuple(re.findall(r'"(\w+)":', ORDINARY))
+    recipe = Recipe("ordinary:features", "ordinary:label", names).fit(seen)
+    proto, codes = graph.preprocessing(recipe, contract)
+    assert codes == {"word": {}}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    word = np.zeros(2000, dtype=np.int64)
+    found = session.run(None, {**{name: other[name] for name in contract.inputs}, "word": word})[0]
+    assert np.array_equal(found, recipe.encode(other))
+
+
 def test_the_flights_are_drawn_to_the_last_bit() -> None:
     from workbench.flights import features as flights
 
@@ -129,6 +174,8 @@ def test_the_flights_are_drawn_to_the_last_bit() -> None:
         ("{'a': rows['x'] if rows['x'].sum() > 0 else rows['n']}", "cannot be drawn"),
         ("{'a': math.sqrt(rows['x'][0]) + rows['x']}", "cannot be drawn"),
         ("{'a': 1.0}", "feature 'a' is float"),
+        ("{'a': np.tan(rows['x'])}", "implementation for Tan"),
+        ("{'a': np.full(len(rows['x']), 3.0)}", "invalid dimensions"),
     ],
 )
 def test_features_that_cannot_be_drawn_are_refused_by_name(
@@ -136,7 +183,7 @@ def test_features_that_cannot_be_drawn_are_refused_by_name(
 ) -> None:
     module = f"odd{abs(hash(body)) % 10**8}"
     (tmp_path / f"{module}.py").write_text(
-        f"import math\n\ndef features(rows):\n    return {body}\n\nlabel = features\n"
+        f"import math\nimport numpy as np\n\ndef features(rows):\n    return {body}\n\nlabel = features\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     stats = {"inputs": ["n", "x", "word"], "numeric": {"a": {"mean": 0.0, "std": 1.0, "has_missing": False}}}
@@ -253,9 +300,43 @@ def test_a_graph_that_is_not_the_bundle_s_is_no_pack(
     import onnx
 
     monkeypatch.setattr(edge, "graph_of", lambda bundle: (onnx.load_from_string(proto), found.meta["codes"]))
-    with pytest.raises((WorkbenchError, ValueError)):
+    with pytest.raises(GateRefused, match="is not the bundle"):
         edge.pack(other, tmp_path / "other.zip", feed)
     assert not list(tmp_path.glob("*.zip*")) and not list(tmp_path.glob(".*part"))
+
+
+def test_a_graph_that_onnxruntime_does_not_take_is_refused_by_name(packed: Packed, tmp_path: Path) -> None:
+    path, model = tmp_path / "odd.zip", b"no graph"
+    edge._zip(path, {**packed[2].meta, "model": sha256_bytes(model)}, model, Shelf().keys)
+    with pytest.raises(BadInput, match="graph of bundle does not run in onnxruntime: InvalidProtobuf"):
+        edge._opens(path, "bundle")
+
+
+def test_a_text_column_that_no_feature_uses_is_checked_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import numpy as np\ndef features(r):\n    return {'v': np.log1p(r['x'])}\ndef label(r):\n    return r['x'] > 1\n"
+    (tmp_path / "unread.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    columns = {
+        "x": Column("float", ge=0),
+        "note": Column("str", max_len=30),
+        "more": Column("str", nullable=True),
+    }
+    contract, texts = Contract("unread", columns), np.array(["a", "b"] * 50, dtype=object)
+    recipe = Recipe("unread:features", "unread:label", ("v",))
+    recipe = recipe.fit({"x": np.linspace(0, 9, 100), "note": texts, "more": texts})
+    weights = {"bias": np.array([0.5]), "dense": np.array([2.0])}
+    config = {"n_dense": recipe.n_dense, "sizes": recipe.sizes}
+    parts = {"model": toy.LINEAR, "config": config, "weights": weights, "framework": "numpy"}
+    bundle = bundles.save(tmp_path / "bundle", **parts, contract=contract, recipe=recipe)
+    model = edge.pack(bundle, tmp_path / "unread.zip").runner()
+    some = [{"x": 2.5, "note": "a", "more": None}, {"x": 0.0, "note": "größe", "more": "never seen"}]
+    want = bundle.predictor()(contract.parse_rows(some))
+    assert np.abs(model.predict(some) - want).max() <= 1e-6
+    for note in ("a" * 31, None, 5):
+        with pytest.raises(runner.Refused, match="'note'"):
+            model.predict([{**some[0], "note": note}])
 
 
 def test_whose_a_pack_is(packed: Packed, tmp_path: Path) -> None:

@@ -278,6 +278,18 @@ def _kind(value: Any) -> str:
     return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name)
 
 
+def _opens(path: Path, ref: str) -> runner.Runner:
+    "The pack as a device opens it: with the graph of a model that draws itself too."
+    try:
+        return runner.Runner(path)
+    except runner.Refused as error:
+        raise GateRefused(f"the graph of {ref} is not the bundle: {error}", "no pack was written") from error
+    except Exception as error:  # onnxruntime's have no type in common
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        what = f"the graph of {ref} does not run in onnxruntime: {why}"
+        raise BadInput(what, "draw it otherwise") from error
+
+
 def pack(
     bundle: str | Path | Bundle,
     to: str | Path,  # a zip file
@@ -308,7 +320,7 @@ def pack(
     with atomic_path(to) as part:
         _zip(part, meta, data, keys)
         columns = feed.columns() if feed else contract.parse_rows(meta["probes"]["rows"])
-        seen = verify(runner.Runner(part), bundle, columns)
+        seen = verify(_opens(part, meta["ref"]), bundle, columns)
         about = {"feed": feed.name, "fingerprint": feed.fingerprint()} if feed else {"feed": "its kept rows"}
         meta["verified"] = about | seen
         signed = _zip(part, meta, data, keys)

@@ -2,6 +2,7 @@
 
 - The features function is called once with torch's NumPy in place of NumPy. What it computes becomes part of the graph, in the types NumPy would use; the function itself is not changed.
 - Text stays outside: a text column goes in as its code, and a feature may only hand it on. A function that computes on text, uses another library or branches on values cannot be drawn: `BadInput` says which and why.
+- Drawn is what onnxruntime computes: each graph is opened there and given two rows, and what it has no code for is `BadInput` too.
 - Scaling, gaps, flags, category codes, the net and the sigmoid are drawn from the recipe and the model, in the precision they have in Python.
 - Two graphs, preprocessing and network, joined at the encoded row: what makes a network smaller leaves the preprocessing alone.
 - The number of rows is free."""
@@ -97,10 +98,24 @@ class _Text:
         self.name = name
 
 
+_COMPARE = {torch.eq, torch.not_equal, torch.less, torch.less_equal, torch.greater, torch.greater_equal}
+_TRUTHS = {torch.add: torch.logical_or, torch.maximum: torch.logical_or}  # what each is of two truths
+_TRUTHS |= {torch.multiply: torch.logical_and, torch.minimum: torch.logical_and}
+_PAIRS = {torch.subtract, torch.divide, torch.true_divide, torch.floor_divide, torch.remainder, torch.fmod}
+_PAIRS |= {torch.pow, *_COMPARE, *_TRUTHS}
+_WHOLE = {torch.floor, torch.ceil, torch.trunc}
+
+
 class _NumPyTypes(TorchFunctionMode):
-    "What makes floats of whole numbers makes float64 of them; torch makes float32, and its exporter divides whole numbers."
+    "What makes floats of whole numbers makes float64 of them; torch makes float32, and its exporter divides whole numbers. Operands are brought to one type first: ONNX has no other."
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.where and len(args) == 3:
+            return _where(*args)
+        if func in _WHOLE and not args[0].is_floating_point():
+            return args[0]
+        if func in _PAIRS and len(args) == 2 and isinstance(args[1], Tensor):
+            func, args = _paired(func, *args)
         found = func(*args, **(kwargs or {}))
         tensors = [value for value in args if isinstance(value, Tensor)]
         whole = tensors and not any(value.is_floating_point() for value in tensors)
@@ -108,6 +123,30 @@ class _NumPyTypes(TorchFunctionMode):
             wide = (value.double() if isinstance(value, Tensor) else value for value in args)
             return func(*wide, **(kwargs or {}))
         return found
+
+
+def _alike(*values: Any) -> list[Tensor]:
+    "Tensors and numbers in the one type that NumPy brings them to."
+    held = [torch.as_tensor(v, dtype=torch.float64 if isinstance(v, float) else None) for v in values]
+    kind = torch.result_type(*held)
+    if any(value.dim() and value.dtype == torch.int64 for value in held) and kind == torch.float32:
+        kind = torch.float64
+    return [value.to(kind) for value in held]
+
+
+def _paired(func: Function, a: Any, b: Tensor) -> tuple[Function, list[Tensor]]:
+    "An operation and its operands, as onnxruntime has code for."
+    held = _alike(a, b)
+    if held[0].dtype != torch.bool:
+        return func, held
+    if func in _COMPARE:  # it orders numbers only
+        return func, [value.long() for value in held]
+    return _TRUTHS.get(func, func), held
+
+
+def _where(which: Tensor, a: Any, b: Any) -> Tensor:
+    a, b = _alike(a, b)
+    return _either(which, a, b) if a.dtype == torch.bool else torch.where(which, a, b)
 
 
 def _drawn(name: str, value: Any) -> Tensor:
@@ -142,7 +181,7 @@ class Preprocessing(nn.Module):
         self.recipe, self._features = recipe, drawable(load_object(recipe.features))
         self.names = [name for name in contract.inputs if name in recipe.stats["inputs"]]
         self.text = {name for name in self.names if contract.columns[name].dtype == "str"}
-        self.codes: dict[str, dict[str, int]] = {}  # of each text column that is used
+        self.codes: dict[str, dict[str, int]] = {name: {} for name in self.names if name in self.text}
         moments = [recipe.stats["numeric"][name] for name in recipe.numeric]
         self.mean, self.std = (
             torch.tensor([stats[key] for stats in moments], dtype=torch.float64) for key in ("mean", "std")
@@ -298,7 +337,9 @@ def export(
             module(*inputs.values())  # its errors are shorter, and the exporter takes back what this notes
             many = isinstance(module, Preprocessing)
             given = {"dynamic_shapes": (tuple(shapes),) if many else tuple(shapes), "dynamo": True}
-            return torch.onnx.export(module.eval(), tuple(inputs.values()), **given, **how).model_proto
+            drawn = torch.onnx.export(module.eval(), tuple(inputs.values()), **given, **how).model_proto
+        _try(drawn, inputs)
+        return drawn
     except Exception as error:
         cause = error.__cause__ or error
         first = next((line for line in str(cause).splitlines() if line.strip()), "")
@@ -308,6 +349,16 @@ def export(
         ) from error
     finally:
         log.setLevel(level)
+
+
+def _try(drawn: "onnx.ModelProto", inputs: Mapping[str, Tensor]) -> None:
+    "What torch can draw, onnxruntime may still have no code for."
+    runtime = need("onnxruntime", extra="edge")
+    how = runtime.SessionOptions()
+    how.intra_op_num_threads, how.log_severity_level = 1, 4
+    session = runtime.InferenceSession(drawn.SerializeToString(), how, providers=["CPUExecutionProvider"])
+    two = {item.name: inputs[item.name][:2].numpy() for item in session.get_inputs()}
+    session.run(None, two)  # as many rows as were not drawn with
 
 
 # %% ../../notebooks/30_models/54_graph.ipynb #joined
@@ -323,14 +374,16 @@ def preprocessing(recipe: Recipe, contract: Contract) -> tuple["onnx.ModelProto"
             )
         missing = column.nullable and column.dtype != "str"
         inputs[name] = torch.ones(3, dtype=torch.float64 if missing else kinds[column.dtype])
-    return export(module, inputs, "x", recipe.features), module.codes
+    output = "x"
+    while output in inputs:  # a column may have this name
+        output += "_"
+    return export(module, inputs, output, recipe.features), module.codes
 
 
 def joined(first: "onnx.ModelProto", second: "onnx.ModelProto") -> "onnx.ModelProto":
-    "One graph: `first` gives `x`, `second` takes it."
+    "One graph: `first` gives what `second` takes."
     compose = need("onnx.compose", extra="edge")
     second = compose.add_prefix(second, "net.")
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
-    return compose.merge_models(
-        first, second, io_map=[("x", f"net.{second.graph.input[0].name.removeprefix('net.')}")]
-    )
+    ends = (first.graph.output[0].name, second.graph.input[0].name)
+    return compose.merge_models(first, second, io_map=[ends])
