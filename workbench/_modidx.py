@@ -170,6 +170,10 @@ d = {
             "workbench.base.html.table": ("00_base/html.html#table", "workbench/base/html.py"),
         },
         "workbench.base.identity": {
+            "workbench.base.identity._add_all": (
+                "00_base/identity.html#_add_all",
+                "workbench/base/identity.py",
+            ),
             "workbench.base.identity._git": ("00_base/identity.html#_git", "workbench/base/identity.py"),
             "workbench.base.identity._head": ("00_base/identity.html#_head", "workbench/base/identity.py"),
             "workbench.base.identity._installed": (

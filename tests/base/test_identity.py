@@ -52,12 +52,19 @@ def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(
     assert not (clone / "gone.py").exists()
 
 
+def patch_of(repo: Path, store: Store) -> bytes:
+    return store.get(code_identity(repo, store)["patch"])
+
+
 def test_what_the_store_holds_is_no_code(repo: Path, tmp_path: Path) -> None:
     own = Store(repo / ".workbench")
     (own.root / "key").write_text("secret")
     assert git(repo, "status", "--porcelain") == "", "it hides itself from git"
     (own.root / ".gitignore").unlink()  # a store of before
     assert code_identity(repo, own) == {"commit": git(repo, "rev-parse", "HEAD"), "patch": "", "note": ""}
+    (repo / ".gitignore").write_text(".workbench\n")  # git refuses to be told to leave out what it ignores
+    assert b".workbench/" not in patch_of(repo, own)
+    (repo / ".gitignore").unlink()
     (repo / "below").mkdir()
     (repo / "below/new.py").write_text("y = 1\n")
     (repo / "train.py").write_text("lr = 0.9\n")

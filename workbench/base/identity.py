@@ -63,6 +63,15 @@ def _head(root: Path) -> tuple[str, Path, Path]:
 _patches: dict[tuple[str, str], bytes] = {}  # the last one, by commit and index: they decide it
 
 
+def _add_all(root: Path, store: Path, env: dict[str, str]) -> None:
+    "All files into the index of `env`, but those of a store that git does not ignore."
+    hidden = (store / ".gitignore").is_file() or not store.is_relative_to(root.resolve())
+    try:
+        _git(root, "add", "-A", *([] if hidden else ["--", ":/", f":(exclude){store}"]), env=env)
+    except subprocess.CalledProcessError:  # git refuses to leave out what it ignores anyway
+        _git(root, "add", "-A", env=env)
+
+
 def _patch(root: Path, commit: str, objects: Path, index: Path, store: Path) -> bytes:
     "What differs from HEAD, untracked files included, as a binary git patch; what the store holds is no code."
     with tempfile.TemporaryDirectory() as folder:
@@ -74,8 +83,7 @@ def _patch(root: Path, commit: str, objects: Path, index: Path, store: Path) -> 
         }
         Path(folder, "objects").mkdir()
         shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
-        inside = store.is_relative_to(root.resolve())
-        _git(root, "add", "-A", *(["--", ":/", f":(exclude){store}"] if inside else []), env=env)
+        _add_all(root, store, env)
         key = (commit, sha256_file(Path(env["GIT_INDEX_FILE"])))
         patch = _patches.get(key)
         if patch is None:
