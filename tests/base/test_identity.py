@@ -1,8 +1,10 @@
 """Identity: what decides a result is in the record, and can be brought back."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,17 @@ def test_the_patch_brings_back_the_exact_tree_and_leaves_the_index_alone(
     assert (clone / "train.py").read_text() == "lr = 0.9\n"
     assert (clone / "new.bin").read_bytes() == bytes(range(256))
     assert not (clone / "gone.py").exists()
+
+
+def test_a_change_in_the_second_of_a_commit_is_seen(repo: Path, store: Store) -> None:
+    git(repo, "config", "core.trustctime", "false")  # which no test can set back
+    then = (int(time.time()) - 10,) * 2
+    os.utime(repo / "train.py", then)
+    git(repo, "update-index", "--refresh")
+    (repo / "train.py").write_text("lr = 0.9\n")  # as long as before
+    for path in (repo / "train.py", repo / ".git/index"):
+        os.utime(path, then)
+    assert b"+lr = 0.9" in patch_of(repo, store)
 
 
 def patch_of(repo: Path, store: Store) -> bytes:

@@ -82,7 +82,8 @@ def _patch(root: Path, commit: str, objects: Path, index: Path, store: Path) -> 
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.resolve()),
         }
         Path(folder, "objects").mkdir()
-        shutil.copy(index, env["GIT_INDEX_FILE"])  # with its stat cache: only changed files are read
+        # With its stat cache, so only changed files are read, and its time, by which git knows which to read all the same.
+        shutil.copy2(index, env["GIT_INDEX_FILE"])
         _add_all(root, store, env)
         key = (commit, sha256_file(Path(env["GIT_INDEX_FILE"])))
         patch = _patches.get(key)
