@@ -772,6 +772,10 @@ d = {
                 "95_cli/quarantine.html#_facts",
                 "workbench/cli/quarantine.py",
             ),
+            "workbench.cli.quarantine._printable": (
+                "95_cli/quarantine.html#_printable",
+                "workbench/cli/quarantine.py",
+            ),
             "workbench.cli.quarantine._table": (
                 "95_cli/quarantine.html#_table",
                 "workbench/cli/quarantine.py",

@@ -24,6 +24,17 @@ def workbench(folder: Path, *args: str, code: int = 0) -> str:
     return done.stdout if not code else done.stderr
 
 
+def test_a_value_that_commands_the_terminal_is_shown_in_one_line(project: Path) -> None:
+    (project / "contracts.py").write_text(
+        'from workbench import Column, Contract\nnotes = Contract("notes", {"note": Column("str", max_len=3)}, error_budget=1.0)\n'
+    )
+    pl.DataFrame({"note": ["\x1b[31mRED\x1b[0m\nnext", "größe", "ok"]}).write_parquet(project / "n.parquet")
+    workbench(project, "check", "n.parquet", "--contract", "contracts:notes")
+    (listed,) = json.loads(workbench(project, "quarantine", "list", "--json"))
+    shown = workbench(project, "quarantine", "show", listed["run"])
+    assert "\x1b" not in shown and "\\x1b[31mRED\\x1b[0m\\nnext" in shown and "größe" in shown
+
+
 def test_from_the_check_to_the_replay(project: Path) -> None:
     (project / "contracts.py").write_text(CONTRACTS)
     for month in (1, 2):

@@ -34,10 +34,18 @@ def the_contract(path: str) -> Any:
     return found
 
 
+def _printable(text: str) -> str:
+    "A value in one line: what commands a terminal is shown, not obeyed."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    texts = [list(rows[0]), *(["" if v is None else str(v) for v in row.values()] for row in rows)]
+    texts = [
+        list(rows[0]),
+        *(["" if v is None else _printable(str(v)) for v in row.values()] for row in rows),
+    ]
     texts = [[text if len(text) <= 60 else text[:57] + "..." for text in line] for line in texts]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for line in texts:
