@@ -2,6 +2,8 @@
 
 import gc
 import json
+import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,11 @@ def test_a_service_is_asked_and_every_request_is_accounted_for(service: Service)
         other = Target.of(f"http://127.0.0.1:{service.port}", token, path=path)
         with pytest.raises(Unavailable, match=said):
             load(other, rows, rates=[150], seconds=1.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=lambda: listening.accept()[0].close()).start()
+        mute = Target.of(f"http://127.0.0.1:{listening.getsockname()[1]}", TOKEN)
+        with pytest.raises(Unavailable, match="no answer over HTTP"):
+            load(mute, rows, rates=[150], seconds=1.5)
     with pytest.raises(Unavailable, match="nothing answers"):
         fire(Target.of("http://127.0.0.1:1"), [b"x"], np.zeros(1))
     assert gc.isenabled(), "switched off only while it fires"

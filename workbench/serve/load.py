@@ -139,9 +139,13 @@ def _check_wanted(target: Target, request: bytes) -> None:
     "Raise `Unavailable` where the service answers, but not this: a wrong model, token or row."
     with _connected(target) as line:
         line.settimeout(60)
-        line.sendall(request)
         answer = http.client.HTTPResponse(line)
-        answer.begin()
+        try:
+            line.sendall(request)
+            answer.begin()
+        except (OSError, http.client.HTTPException) as error:
+            what = f"{target.host}:{target.port} gives no answer over HTTP: {type(error).__name__}"
+            raise Unavailable(what, "is it the service?") from None
         if answer.status not in (200, 429, 503):
             said = answer.read(500).decode(errors="replace")
             what = f"{target.host}:{target.port} answers {answer.status}: {said}"

@@ -255,7 +255,8 @@ def serve(
                 refs, book, memory_mb=memory_mb, opened=logs.opened, approved=True,
                 beside=lambda engine: Traffic(engine, book, approved=True),
             )  # fmt: skip
-            _check_redacted(here.redacted(settings), many)
+            if hidden := here.redacted(settings):  # what a model is means reading its files
+                _check_redacted(hidden, many)
             token = here.service_token(book.store, settings)
             check_strength(token)
             others: dict[str, Client] = load_clients(book.store.path("clients.json"))
