@@ -34,9 +34,7 @@ from .resample import Outcome, interval, outcome
 
 ALLOWED = 0.002  # AUC that what is lighter may lose
 LIGHTER = 0.95  # of the other's size
-CHEAPER = (
-    0.5  # of its cost, where sizes are alike: nearer ones change places from one measurement to the next
-)
+CHEAPER = 0.5  # of its cost, where sizes are alike; nearer ones change places when measured again
 SLICE_ROWS = 500  # a smaller slice's AUC moves by chance more than the limit allows
 LICENCES = frozenset(
     "apache-2.0 mit bsd-2-clause bsd-3-clause isc unlicense cc0-1.0 cc-by-4.0 mpl-2.0 bsl-1.0 zlib 0bsd".split()
