@@ -17,7 +17,7 @@ import pytest
 from workbench.base.errors import BadInput, JobFailed, JobTimedOut, NotFound, Unavailable
 from workbench.base.ledger import Ledger
 from workbench.base.records import find, runs
-from workbench.jobs import debug, kept, kernels, runner
+from workbench.jobs import debug, engine, kept, kernels, runner
 from workbench.jobs.keeper import keeper_command
 
 LEAVES = "import subprocess; child = subprocess.Popen(['sleep', '600'], start_new_session=True)"
@@ -156,6 +156,12 @@ def test_it_outlives_the_runner_that_is_killed(write: Any, ledger: Ledger) -> No
     assert ask(one, "print(value)").strip() == "41"
     kept.hold(Path(one.folder), 0.5)
     assert all(gone(pid) for pid in members)
+
+
+def test_it_stays_though_the_thread_of_its_job_ends_late(fail: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = engine.Execution._work
+    monkeypatch.setattr(engine.Execution, "_work", lambda self: (work(self), time.sleep(0.5)))
+    assert ask(fail(), "print(value)").strip() == "41"
 
 
 def test_no_more_stay_than_may(fail: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

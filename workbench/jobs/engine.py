@@ -306,8 +306,11 @@ class Execution:
         "End the kernel and everything it started; returns when it is gone. With `keep`, one that was kept stays."
         until = time.monotonic() + 10
         while self._thread.is_alive() and time.monotonic() < until:
-            if self._client and self._client.keeper and self._client.keeper.poll() is None:
-                self._client.keeper.terminate()
+            keeper = (
+                self._client.keeper if self._client and not self.kept else None
+            )  # a kept one has been left
+            if keeper and keeper.poll() is None:
+                keeper.terminate()
             self._thread.join(0.2)
         if self.kept and not keep:
             end(self.kept)
