@@ -126,3 +126,15 @@ def test_what_is_not_there_is_said(project: Path, ledger: Ledger) -> None:
     with pytest.raises(BadInput, match="contract"):
         quarantine.replay(run, "rows", ledger=ledger)  # type: ignore[arg-type]
     assert "two" not in str(quarantine.listed(ledger)[0]) and quarantine.listed(ledger)[0]._repr_html_()
+
+
+def test_a_refused_picture_comes_back_whole(project: Path, ledger: Ledger) -> None:
+    small = Contract("pictures", {"image": Column("image", shape=(2, 2))}, error_budget=0.9)
+    large = replace(small, columns={"image": Column("image", shape=(3, 3))})
+    write_parquet(project / "p.parquet", pl.DataFrame({"image": [b"abcd", b"ninebytes", b"no"]}))
+    run = Feed("p.parquet", small).check(ledger).run
+    assert quarantine.show(run, ledger)["image"].to_list() == [b"ninebytes", b"no"]
+    found = quarantine.replay(run, large, to="back", ledger=ledger)
+    assert (found.passed, found.kept) == (1, 1)
+    assert bytes(Feed("back", large).columns()["image"].ravel()) == b"ninebytes"
+    assert quarantine.show(run, ledger)["image"].to_list() == [b"no"]

@@ -139,6 +139,9 @@ def quarantined(batch: Batch, refusal: Refusal, contract: Contract, run: str) ->
     "The rows that one rule refuses, as they go to the quarantine."
     pl = need("polars", extra="data")
     raw, own = batch.raw.filter(refusal.mask), batch.frame.filter(refusal.mask)
+    # what is no image under this contract may be one under the next: its bytes stay as they came
+    pictures = [name for name in batch.misfits if contract.columns[name].dtype == "image"]
+    own = own.with_columns(raw[name] for name in pictures if raw[name].dtype == pl.Binary)
     if refusal.column:
         value = shown(raw[refusal.column])
     else:
