@@ -472,3 +472,20 @@ def test_exports_hold_every_job_and_say_what_they_cannot(project: Path, write) -
 
 def test_the_tables_are_made_once(ledger: Ledger) -> None:
     assert prepare(prepare(ledger)) is ledger and dues(ledger) == []
+
+
+def test_alerts_that_reach_nobody_are_said_when_the_file_is_read(
+    make: Make, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOBODY", raising=False)
+    make(toml(alerts=["env:NOBODY"]), Clock(NOON + 1)).step()
+    said = "alerts of a reach nobody: secret 'env:NOBODY': the variable is not set"
+    assert control.status(ledger).problems[0].endswith(said)
+
+
+def test_a_job_whose_notebook_is_gone_is_listed_as_such(make: Make, ledger: Ledger) -> None:
+    make(toml(), Clock(NOON + 1))
+    (line,) = control.listing(ledger=ledger)
+    assert "is not there" not in str(line)
+    Path(line.job.notebook).unlink()
+    assert str(line).endswith(f"{line.job.notebook} (is not there)")

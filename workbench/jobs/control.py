@@ -39,6 +39,7 @@ from typing import Any
 from ..base import html
 from ..base.errors import BadInput, NotFound, Unavailable
 from ..base.ledger import Ledger
+from ..base.settings import project_path
 from .asked import all_jobs
 from .attempt import work
 from .dues import ACTIVE, WAITING, Due, claim, dues, forgotten_until, launching, prepare
@@ -132,7 +133,8 @@ class JobLine:
             if self.job.on_new_data
             else "by hand"
         )
-        return f"{self.job.name}: {when}, last {self.last or 'none'}, {self.job.notebook}"
+        gone = "" if project_path(self.job.notebook).is_file() else " (is not there)"
+        return f"{self.job.name}: {when}, last {self.last or 'none'}, {self.job.notebook}{gone}"
 
 
 def _iso(moment: float, tz: str) -> str:

@@ -32,7 +32,7 @@ from ..base.events import get_logger
 from ..base.ledger import Ledger
 from ..base.settings import load_settings, project_path, project_root
 from . import asked
-from .alerts import deliver, pending
+from .alerts import deaf, deliver, pending
 from .attempt import run_of
 from .dues import ACTIVE, WAITING, Due, alert, claim, dues, finish, is_alive, launching
 from .jobsfile import JOBS_FILE, Job
@@ -149,7 +149,7 @@ class Scheduler:
         self.log = get_logger("scheduler")
         self.stopping = threading.Event()
         self.keep_days, self._pruned_s = load_settings().keep_due_days, float("-inf")
-        self._fence, self._problem, self._seen_at, self._removed = 0, "", 0.0, False
+        self._fence, self._seen_at, self._removed = 0, 0.0, False
         self._next: dict[str, tuple[tuple[str, str], float | None]] = {}
         self._children: dict[tuple[str, int], tuple[subprocess.Popen[bytes], float]] = {}
         self._active: dict[str, str] = {}
@@ -212,6 +212,7 @@ class Scheduler:
             self._children.clear()
             self._removed = False
             self.log.info("leads", fence=self._fence)
+            self.lead.say(deaf(self.jobs))
 
     def _reload(self) -> None:
         stamp = self._stamp()
@@ -235,9 +236,8 @@ class Scheduler:
         else:
             self._next.clear()
             self._removed = False
-        if problem != self._problem:
-            self._problem = problem
-            self.lead.say(problem)
+            problem = deaf(self.jobs)
+        self.lead.say(problem)
 
     def _drop_removed(self) -> None:
         "What waits for a job that is no longer in the file is skipped, and says so."
