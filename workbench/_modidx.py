@@ -166,6 +166,7 @@ d = {
             "workbench.base.html.page": ("00_base/html.html#page", "workbench/base/html.py"),
             "workbench.base.html.picture": ("00_base/html.html#picture", "workbench/base/html.py"),
             "workbench.base.html.plain": ("00_base/html.html#plain", "workbench/base/html.py"),
+            "workbench.base.html.printable": ("00_base/html.html#printable", "workbench/base/html.py"),
             "workbench.base.html.show": ("00_base/html.html#show", "workbench/base/html.py"),
             "workbench.base.html.table": ("00_base/html.html#table", "workbench/base/html.py"),
         },
@@ -770,10 +771,6 @@ d = {
             ),
             "workbench.cli.quarantine._facts": (
                 "95_cli/quarantine.html#_facts",
-                "workbench/cli/quarantine.py",
-            ),
-            "workbench.cli.quarantine._printable": (
-                "95_cli/quarantine.html#_printable",
                 "workbench/cli/quarantine.py",
             ),
             "workbench.cli.quarantine._table": (
@@ -4417,6 +4414,7 @@ d = {
         },
         "workbench.jobs.alerts": {
             "workbench.jobs.alerts._text": ("80_jobs/alerts.html#_text", "workbench/jobs/alerts.py"),
+            "workbench.jobs.alerts.deaf": ("80_jobs/alerts.html#deaf", "workbench/jobs/alerts.py"),
             "workbench.jobs.alerts.deliver": ("80_jobs/alerts.html#deliver", "workbench/jobs/alerts.py"),
             "workbench.jobs.alerts.last_lines": (
                 "80_jobs/alerts.html#last_lines",

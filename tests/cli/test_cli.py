@@ -245,6 +245,29 @@ def test_a_stop_is_said_and_recorded(project: Path, number: int) -> None:
     assert records.runs(kind="job")[0].status == "killed"
 
 
+def test_ctrl_c_while_the_command_is_imported_says_nothing(project: Path) -> None:
+    code = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == "workbench.cli.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from workbench.cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_path_that_cannot_be_written_is_named(project: Path, shelf: Shelf) -> None:
+    (project / "taken").write_text("a file")
+    deploy = ("deploy", "delays@champion", "--to", "systemd", "--folder")
+    refused(workbench(*deploy, "taken/x"), 8, "taken")
+    made = json.loads(workbench(*deploy, "out", "--json").stdout)
+    assert made["to"] == "systemd" and Path(made["file"]).is_file()
+
+
 def test_nothing_that_was_typed_is_dropped(project: Path, shelf: Shelf, delays: Path) -> None:
     book = notebook(project / "job.ipynb", "n: int = 1")
     refused(workbench("run", str(book), "-p", "n=1", "-p", "n=2"), 2, "given twice")

@@ -376,6 +376,14 @@ def test_markup_in_rows_is_escaped(path: Path, ledger: Ledger) -> None:
     assert str(feed).startswith("Feed <b>x</b>, 1 files: 0 of 7 rows accepted")
 
 
+def test_a_report_in_a_terminal_shows_and_does_not_obey(path: Path, ledger: Ledger) -> None:
+    write_parquet(path, FRAME.with_columns(carrier=pl.lit("\x1b[2Jgone\nnext")))
+    feed = Feed(path, replace(CONTRACT, error_budget=1))
+    with pytest.raises(FeedRefused):
+        feed.check(ledger)
+    assert "\x1b" not in feed.report.text() and "\\x1b[2Jgone\\nnext" in feed.report.text()
+
+
 def test_millions_of_refusals_stay_quick(project: Path, ledger: Ledger) -> None:
     size = 300_000
     write_parquet(project / "x.parquet", pl.DataFrame({"x": np.arange(size)}))

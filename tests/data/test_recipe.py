@@ -266,3 +266,13 @@ def test_a_code_is_found_whatever_kind_of_array_holds_the_category(rows: int) ->
     for name, values in kinds.items():
         want = [recipe._codes[name].get(text, 0) for text in _texts(name, values)]
         assert _coded(name, values, recipe._codes[name]).tolist() == want, name
+
+
+def test_functions_that_err_are_told_what_they_may_use(module: types.ModuleType) -> None:
+    module.features = lambda columns: [1]  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="what recipe_parts:features gave is a list, expected Mapping"):
+        RECIPE.fit(rows(9))
+    module.late = lambda columns: columns["dely"] > 15  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match="recipe_parts:late asked for 'dely', not among the columns") as caught:
+        RECIPE.labels(rows(9))
+    assert "delay" in caught.value.hint

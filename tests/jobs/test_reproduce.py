@@ -205,6 +205,8 @@ def test_what_cannot_be_made_again_is_refused_before_anything_starts(
         reproduce(check.id, ledger=ledger)
     with pytest.raises(NotFound, match="no run is called"):
         reproduce("20130101", ledger=ledger)
+    with pytest.raises(BadInput, match="timeout_s = 0 is no time"):
+        reproduce(check.id, timeout_s=0, ledger=ledger)
     without = runner.run(write("1", name="early.ipynb", tagged=0), ledger=ledger)
     with pytest.raises(BadInput, match="has no commit"):
         reproduce(without.id, ledger=ledger)

@@ -44,7 +44,7 @@ from typing import Annotated, Any
 import typer
 
 from ..base import records
-from ..base.errors import BadParameter, Stopped, WorkbenchError
+from ..base.errors import BadParameter, Stopped, Unavailable, WorkbenchError
 from ..base.ledger import Ledger
 from ..base.settings import project_path
 from workbench.cli import (
@@ -402,6 +402,8 @@ def demo(
 # %% ../../notebooks/95_cli/30_cli.ipynb #say
 def _say(error: BaseException, as_json: bool) -> int:
     "Say `error` on standard error; returns the exit code."
+    if isinstance(error, OSError) and error.filename is not None:
+        error = Unavailable(f"{error.filename}: {error.strerror}", "look at that path and its permissions")
     ours = isinstance(error, WorkbenchError)
     what = error.what if ours else f"{type(error).__name__}: {error}"
     hint = error.hint if ours else "run the same command with 'workbench --debug ...' to see where"

@@ -9,6 +9,7 @@
 __all__ = ["write_deployment", "register"]
 
 # %% ../../notebooks/95_cli/28_deploy.ipynb #imports
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ def write_deployment(
     ] = "workbench:latest",
     memory_mb: Annotated[int, typer.Option(min=64, help="Limit of memory.")] = 2048,
     cpus: Annotated[float, typer.Option(min=0.1, help="Limit of cores.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     "Write the file that keeps a model served by systemd, Compose or Kubernetes."
     from workbench.models.shelf import Shelf
@@ -47,7 +49,8 @@ def write_deployment(
     made = Service(
         model, project_root(), book.store.root, token.expanduser().absolute(), port or settings.port, **limits
     )
-    print(deploy(made, to, Path.cwd() / folder))
+    path = deploy(made, to, Path.cwd() / folder)
+    print(json.dumps({"model": model, "to": to, "file": str(path)}) if as_json else path)
 
 
 def register(app: typer.Typer) -> None:

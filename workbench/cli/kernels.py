@@ -11,6 +11,7 @@ __all__ = ["verbs", "Json", "prepare", "start", "stop", "install", "status", "re
 # %% ../../notebooks/95_cli/22_kernels.ipynb #70769f81
 import dataclasses
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +48,13 @@ def _emit(found: kernels.Status, as_json: bool) -> None:
 @verbs.command()
 def start(pool: Annotated[int, typer.Option(help="Kernels that wait.")] = 2, as_json: Json = False) -> None:
     "Start them, and wait until they are ready."
+    before = kernels.status()
     _emit(kernels.start(pool, _COMMAND, _PREPARE), as_json)
+    if others := {zygote.size for zygote in before.zygotes} - {pool}:
+        print(
+            f"a pool of {others.pop()} was there already: 'workbench kernels stop' first for one of {pool}",
+            file=sys.stderr,
+        )
 
 
 @verbs.command()

@@ -10,6 +10,7 @@ __all__ = ["HANDED_OVER", "main"]
 
 # %% ../../notebooks/95_cli/40_main.ipynb #c396a2c6
 import os
+import signal
 import sys
 
 from ..jobs.line import forward
@@ -26,6 +27,10 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)  # nothing else runs here, and taking the interpreter down would take 4 ms
+    python = signal.getsignal(signal.SIGINT)
+    if python is signal.default_int_handler:  # Ctrl-C ends a process that only imports, without a word
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from workbench.cli import cli
 
+    signal.signal(signal.SIGINT, python)
     cli.main()

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base import html
 from ..base.errors import BadParameter
 
 verbs = typer.Typer(no_args_is_help=True, help="Refused rows: list, show, replay.")
@@ -34,17 +35,12 @@ def the_contract(path: str) -> Any:
     return found
 
 
-def _printable(text: str) -> str:
-    "A value in one line: what commands a terminal is shown, not obeyed."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     texts = [
         list(rows[0]),
-        *(["" if v is None else _printable(str(v)) for v in row.values()] for row in rows),
+        *(["" if v is None else html.printable(str(v)) for v in row.values()] for row in rows),
     ]
     texts = [[text if len(text) <= 60 else text[:57] + "..." for text in line] for line in texts]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
@@ -73,7 +69,6 @@ class Sheet:
 
 def checked(source: str, contract: str, where: str = "", reference: str = "", page: str = "") -> Sheet:
     "Check a feed; a page and a reference are written when they are asked for."
-    from workbench.base import html
     from workbench.base.store import atomic_write
     from workbench.data.feed import Feed
     from workbench.data.reference import write_reference

@@ -161,7 +161,12 @@ class Recipe:
     def labels(self, columns: Arrays) -> np.ndarray:
         "float32 [rows], 0 or 1."
         expected("columns", columns, Mapping, "give arrays by name: feed.columns()")
-        found = np.asarray(load_object(self.label)(columns))
+        try:
+            found = np.asarray(load_object(self.label)(columns))
+        except KeyError as error:
+            raise BadInput(
+                f"{self.label} asked for {error}, not among the columns", f"it may use {', '.join(columns)}"
+            ) from None
         rows = len(next(iter(columns.values())))
         if found.shape != (rows,) or not np.isin(found, (0, 1)).all():
             shown = (
@@ -178,13 +183,15 @@ class Recipe:
     def _features(self, columns: Arrays, inputs: Iterable[str]) -> dict[str, np.ndarray]:
         seen = {name: columns[name] for name in inputs if name in columns}
         try:
-            found = {name: np.asarray(value) for name, value in load_object(self.features)(seen).items()}
+            given = load_object(self.features)(seen)
         except KeyError as error:
             withheld = error.args and error.args[0] in columns
             why = "an outcome or a key, which features never see" if withheld else "not among the columns"
             raise BadInput(
                 f"{self.features} asked for {error}, {why}", f"it may use {', '.join(seen)}"
             ) from None
+        expected(f"what {self.features} gave", given, Mapping, "return arrays by feature name")
+        found = {name: np.asarray(value) for name, value in given.items()}
         return self._complete(found, len(next(iter(columns.values()))))
 
     def _complete(self, found: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:

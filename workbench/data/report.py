@@ -208,12 +208,12 @@ class Report:
                 f"  {found['verdict']:<5} {found['rule']}{about}: {html.plain(found['value'])}{limit}, {found['why']}"
             )
         for rule in self.rules:
-            lines.append(f"  {rule['rows']:>9,} rows  {rule['why']}; {rule['sample']}")
+            lines.append(f"  {rule['rows']:>9,} rows  {rule['why']}; {html.printable(rule['sample'])}")
         wide = max((len(row["column"]) for row in self.columns), default=0)
         for row in self.columns:
             missing = f", {row['missing']:.1%} missing" if row["missing"] else ""
             lines.append(
-                f"  {row['column']:<{wide}}  {sparkline(row['bars']):<{BARS}}  {row['shows']}{missing}"
+                f"  {row['column']:<{wide}}  {sparkline(row['bars']):<{BARS}}  {html.printable(row['shows'])}{missing}"
             )
         return "\n".join(lines + ([f"  quarantine: {self.quarantine}"] if self.quarantine else []))
 

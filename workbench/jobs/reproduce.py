@@ -282,6 +282,8 @@ def reproduce(
     "Make a job again from its record and compare; raises `BadInput` or `NotFound` where that cannot be."
     if not 0 <= tolerance < 1:
         raise BadInput(f"tolerance = {tolerance} is none", "give a share, as 1e-6")
+    if timeout_s is not None and not timeout_s > 0:
+        raise BadInput(f"timeout_s = {timeout_s} is no time", "give seconds, or None for no limit")
     run = find(run_id, ledger)
     assert run.ledger is not None
     made, patch = _checked(run)

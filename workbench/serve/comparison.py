@@ -212,7 +212,7 @@ class ShadowReport:
         agree = f"{100 * self.agreement:.2f} % agree (surely {100 * self.agreement_low:.2f} %)"
         worst = self.slices[0] if self.slices and self.slices[0]["surely_apart"] else None
         least = (
-            f", least for {worst['slice']} {worst['group']} ({100 * worst['agreement']:.1f} %)"
+            f", least for {worst['slice']} {html.printable(str(worst['group']))} ({100 * worst['agreement']:.1f} %)"
             if worst
             else ""
         )
