@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.base.errors import Unavailable
-from workbench.compute.cluster import connect, end, secure_token, started_in
+from workbench.base.errors import BadInput, Unavailable
+from workbench.compute.cluster import connect, end, head, secure_token, started_in
 
 
 def test_the_token_is_ours_alone_and_stays(tmp_path: Path) -> None:
@@ -61,3 +61,12 @@ def test_an_address_where_nothing_answers_is_said_at_once(form: str) -> None:
         ):
             pass
     assert address in caught.value.what and "ray start --head" in caught.value.hint
+
+
+def test_more_processes_than_this_machine_bears_are_refused() -> None:
+    with (
+        pytest.raises(BadInput, match="9999 workers at once here, with .* cores and .* GB") as caught,
+        head(cpus=9999),
+    ):
+        pass
+    assert "ray_address" in caught.value.hint

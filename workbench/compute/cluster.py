@@ -12,6 +12,8 @@
 
 # %% auto #0
 __all__ = [
+    "PER_CORE",
+    "WORKER_MB",
     "GRACE_S",
     "secure_token",
     "started_in",
@@ -42,13 +44,14 @@ from pathlib import Path
 from typing import Any
 
 from ..base import html
-from ..base.errors import Unavailable, need
+from ..base.errors import BadInput, Unavailable, need
 from ..base.records import process_started
 from ..base.settings import load_settings, project_path
 from ..base.store import Store, atomic_write
 from . import tls
 from .resources import resources
 
+PER_CORE, WORKER_MB = 8, 400  # processes that a core, and memory that a process, may be asked for here
 GRACE_S = 5.0  # what is left of a Ray of ours gets this long to be gone
 
 
@@ -209,6 +212,15 @@ def _environment(more: dict[str, str], ours: bool = False) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def _fits(cpus: int) -> None:
+    "Raise `BadInput` where that many processes would bring this machine down."
+    here = resources()
+    most = int(min(PER_CORE * here.cpus, here.memory_mb / WORKER_MB))
+    if cpus > max(most, 2):
+        what = f"{cpus} workers at once here, with {here.cpus:g} cores and {here.memory_mb / 1000:.0f} GB"
+        raise BadInput(what, f"give at most {most}, or name a cluster: ray_address in settings.ini")
+
+
 @contextlib.contextmanager
 def head(
     *folders: Path,  # removed too, should this process be killed
@@ -218,6 +230,7 @@ def head(
 ) -> Iterator[Cluster]:
     "A Ray of our own on this machine, until the end of the block."
     ray = need("ray", extra="ray")
+    _fits(cpus)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # "token is on": so we asked
     if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         secure_token()
