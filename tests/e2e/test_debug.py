@@ -48,6 +48,7 @@ def opened(failed: str) -> Iterator[tuple[dict[str, Any], "subprocess.Popen[str]
 
 
 @pytest.mark.browser
+@pytest.mark.long
 def test_the_variable_of_the_failed_job_is_there(opened: Any, page: Any, tmp_path: Path) -> None:
     said, process = opened
     page.goto(said["url"])

@@ -65,6 +65,7 @@ def test_stop_ends_a_busy_cell_within_a_second(
     assert page.get_by_role("button", name="Stop", exact=True).count() == 0
 
 
+@pytest.mark.long
 def test_a_second_press_interrupts_a_step_that_hangs(
     lab: Lab, page: Any, open_notebook: Callable[[str], Notebook]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_second_press_interrupts_a_step_that_hangs(
     assert float(notebook.text().split()[-1]) - pressed_at < 1
 
 
+@pytest.mark.long
 def test_the_saved_notebook_needs_no_widgets(
     lab: Lab, page: Any, open_notebook: Callable[[str], Notebook]
 ) -> None:

@@ -158,6 +158,7 @@ def _account(house: House) -> dict[str, int]:
     }
 
 
+@pytest.mark.long
 def test_killed_schedulers_miss_nothing_and_run_nothing_twice(house: Callable[[int, int], House]) -> None:
     figures = _killed_over(house(2, 1), runs=16, kills=8, seed=7)
     assert figures["due"] >= 16 and figures.items() >= NOTHING_LOST.items(), figures
@@ -170,6 +171,7 @@ def test_fifty_kills_over_two_hundred_due_runs(house: Callable[[int, int], House
     assert figures["due"] >= 200 and figures.items() >= NOTHING_LOST.items(), figures
 
 
+@pytest.mark.long
 def test_a_full_disk_delays_and_loses_nothing(
     tiny_disk: Path, house: Callable[[int, int], House], monkeypatch: pytest.MonkeyPatch
 ) -> None:

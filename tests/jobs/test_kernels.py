@@ -151,6 +151,7 @@ def outputs(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_everything_a_cell_puts_out_is_what_it_puts_out_cold(
     write, ledger: Ledger, warm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_recorded_code_runs_whatever_the_tree_is_now(
     assert {"helper.py", "fresh.py", "blob.bin"} == {name for name, saved, differs in names(found) if saved}
 
 
+@pytest.mark.long
 def test_a_changed_or_missing_data_file_is_named(job: Any, repository: Path, ledger: Ledger) -> None:
     run = job(SUM, RESULT + "result(total=sum(rows))")
     (repository / "data" / "rows.txt").write_text("1\n2\n4\n")
@@ -127,6 +128,7 @@ def test_a_changed_or_missing_data_file_is_named(job: Any, repository: Path, led
     assert "data/rows.txt: was" in str(found) and "is not there" in str(found)
 
 
+@pytest.mark.long
 def test_a_file_that_the_record_does_not_name_can_be_brought(job: Any, ledger: Ledger) -> None:
     run = job(
         "name = 'rows' + '.txt'\nopen('/'.join(['data', name][:2])).read()".replace("'data'", "'da' + 'ta'")
@@ -138,6 +140,7 @@ def test_a_file_that_the_record_does_not_name_can_be_brought(job: Any, ledger: L
             reproduce(run.id, bring=[name], ledger=ledger)
 
 
+@pytest.mark.long
 def test_a_changed_package_is_named_with_both_versions(job: Any, ledger: Ledger) -> None:
     run = job("print(1)")
     then = json.loads(ledger.store.get(run.identity["environment_list"]))
@@ -184,6 +187,7 @@ def test_what_the_notebook_keeps_in_the_store_is_not_kept_twice(job: Any, ledger
     assert ledger.query("select count(*) from t")[0][0] == 1
 
 
+@pytest.mark.long
 def test_a_secret_is_given_by_its_reference(
     job: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +231,7 @@ def test_what_cannot_be_made_again_is_refused_before_anything_starts(
     assert len(ledger.query("select id from runs")) == 4
 
 
+@pytest.mark.long
 def test_the_command_answers_by_exit_code(job: Any, ledger: Ledger) -> None:
     same, other = job(SUM), job("import random; print(random.random())")
     for run, code in ((same, 0), (other, 11)):
@@ -244,6 +249,7 @@ def _is_kernel(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_kill_of_the_command_leaves_no_process(job: Any, repository: Path, nothing_left: Path) -> None:
     source = "import pathlib, time\ntime.sleep(0 if pathlib.Path('data/rows.txt').exists() else 600)"
     run = job(source)

@@ -140,6 +140,7 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
+@pytest.mark.long
 def test_two_stages_on_a_ray(there: Any, whole: Gpt, tmp_path: Path) -> None:
     import ray
 

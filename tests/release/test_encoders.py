@@ -46,6 +46,7 @@ def test_every_form_is_a_file_that_is_judged_and_kept(whole: bundles.Bundle, she
     assert "onnx int8" in shown and f"{named['bf16'].cosine:.5f}" in found._repr_html_()
 
 
+@pytest.mark.long
 def test_what_a_gate_holds_is_told_and_not_kept(whole: bundles.Bundle, shelf: Shelf) -> None:
     asked = {"budget": EASY | {"cosine": 0.9999999}, "only": ["bf16", "onnx float32"], "rounds": 1}
     found = slim_encoder(whole, TEXTS, **asked, ledger=shelf.ledger)

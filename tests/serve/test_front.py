@@ -197,6 +197,7 @@ def test_no_word_of_a_name_becomes_a_rule() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.long
 def test_replicas_behind_haproxy(
     project: Path, module: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def until(true: Callable[[], object], beside: Callable[[], object] = lambda: Non
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_shadow_and_a_canary_on_replicas(service: Deployed, ledger: Ledger) -> None:
     right = {version: Engine(f"flights/{version}", ledger).scores([GOOD])[0] for version in (1, 2)}
     direct("flights", "shadow", 2, share=1.0, ledger=ledger)

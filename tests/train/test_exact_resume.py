@@ -185,6 +185,7 @@ def scaled(log: Path, workers: Any = 2, **changes: Any) -> Any:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
+@pytest.mark.long
 def test_a_worker_dies_and_the_end_is_what_it_would_have_been(two: Any, tmp_path: Path) -> None:
     whole = scaled(tmp_path / "whole")
     killed = scaled(tmp_path / "killed", params={"kill_rank": 1, "kill_at": 47})

@@ -299,6 +299,7 @@ def test_a_site_that_cannot_take_part_is_named_and_keeps_its_words(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_on_ray_by_tls_the_bits_are_the_same_and_a_killed_site_returns(
     place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_service_that_has_no_room_gets_a_trainings_which_then_goes_on(cluster: Any, tmp_path: Path) -> None:
     told: dict[str, Any] = {}
 
@@ -120,6 +121,7 @@ class Slow(nn.Module):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_fit_gives_way_within_an_epoch_and_ends_with_the_same_bits(
     cluster: Any, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
