@@ -8451,12 +8451,12 @@ d = {
                 "60_release/evidence.html#_groups",
                 "workbench/release/evidence.py",
             ),
-            "workbench.release.evidence._labels": (
-                "60_release/evidence.html#_labels",
+            "workbench.release.evidence._keep": (
+                "60_release/evidence.html#_keep",
                 "workbench/release/evidence.py",
             ),
-            "workbench.release.evidence._log": (
-                "60_release/evidence.html#_log",
+            "workbench.release.evidence._labels": (
+                "60_release/evidence.html#_labels",
                 "workbench/release/evidence.py",
             ),
             "workbench.release.evidence._nothing": (
@@ -8803,6 +8803,27 @@ d = {
             "workbench.release.people.me": ("60_release/people.html#me", "workbench/release/people.py"),
         },
         "workbench.release.proof": {
+            "workbench.release.proof.Fresh": ("60_release/proof.html#fresh", "workbench/release/proof.py"),
+            "workbench.release.proof.Fresh.__enter__": (
+                "60_release/proof.html#fresh.__enter__",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.Fresh.__exit__": (
+                "60_release/proof.html#fresh.__exit__",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.Fresh.__init__": (
+                "60_release/proof.html#fresh.__init__",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.Fresh._ask": (
+                "60_release/proof.html#fresh._ask",
+                "workbench/release/proof.py",
+            ),
+            "workbench.release.proof.Fresh.compare": (
+                "60_release/proof.html#fresh.compare",
+                "workbench/release/proof.py",
+            ),
             "workbench.release.proof._newest": (
                 "60_release/proof.html#_newest",
                 "workbench/release/proof.py",

@@ -12,7 +12,7 @@ from workbench.models.bundle import Bundle
 from workbench.models.shelf import Shelf
 from workbench.release.evidence import measure
 from workbench.release.gates import default_gates, judge
-from workbench.release.proof import feed_of, labels_of, licence_of, proved, repeats, under_load
+from workbench.release.proof import Fresh, feed_of, labels_of, licence_of, proved, repeats, under_load
 from workbench.serve.load import arrivals
 
 ASKED = ("reproducibility", "load_p99_ms", "load_failed", "feed_gates", "label_gates", "licence")
@@ -38,6 +38,14 @@ def test_a_fresh_process_gives_the_same_bits(shelf: Shelf, feed: Feed, parts) ->
     moved[3] += 1e-3
     assert repeats(bundle, rows, moved)[0] == pytest.approx(1e-3, rel=1e-3)
     assert repeats(bundle, rows, wanted[:39])[0] is None and repeats(bundle, [], wanted)[0] is None
+
+
+def test_a_fresh_process_that_is_not_waited_for_ends(shelf: Shelf, feed: Feed) -> None:
+    bundle = shelf.add("delays", **toy.linear_parts())
+    rows, _ = asked(bundle, feed, 40)
+    with pytest.raises(ZeroDivisionError), Fresh(bundle, rows, 40) as fresh:
+        1 / 0  # noqa: B018
+    assert fresh.child is not None and fresh.child.returncode == -9
 
 
 def test_what_cannot_answer_elsewhere_is_not_measured(shelf: Shelf, feed: Feed) -> None:

@@ -36,7 +36,7 @@ from ..data.feed import Feed
 from ..data.labels import Audit
 from ..models.bundle import Bundle, plain
 from ..models.shelf import as_bundle
-from .proof import proved
+from .proof import Fresh, proved
 from .resample import curve, resampled
 from ..serve.comparison import ShadowReport
 from ..serve.engine import Engine
@@ -233,17 +233,19 @@ def measure(
         columns = feed.columns()
         groups = _groups(columns, feed, by)
         y = _labels(bundle, columns)
-        with track(f"measure {name}") as tracker:
+        rows = feed.rows().select(bundle.contract.inputs).head(PROOF_ROWS).to_dicts()
+        with track(f"measure {name}") as tracker, Fresh(bundle, rows) as fresh:
             found = _scores(bundle, columns, len(y), tracker)
             missing = _without(bundle, columns, y, tracker)
+            bins, draws, parts = curve(y, found), resampled(y, found), slices(y, found, groups)
+            repeated = fresh.compare(found[: len(fresh.rows)])  # and is gone before anything is timed
             spent, skew = _ask(bundle, feed, found, calls, tracker, ledger)
-            proof = _proof(bundle, feed, found, rate, run)
-        bins = curve(y, found)
+            proof = _proof(bundle, rows, found, rate, run, repeated)
         evidence = Evidence(
             bundle.ref,
             bundle.digest,
             score(y, found) | {"calibration": _calibration(bins)} | _audited(labels, feed),
-            [{**row, "group": str(row["group"])} for row in slices(y, found, groups)],
+            [{**row, "group": str(row["group"])} for row in parts],
             *(float(value) for value in np.percentile(spent, [50, 99])),
             serving_skew=skew,
             size_mb=bundle.size_bytes / 1e6,
@@ -251,23 +253,23 @@ def measure(
             fingerprint=feed.fingerprint(),
             run=run.id,
             trained_on=str(bundle.lineage.get("data") or ""),
-            draws=resampled(y, found),
+            draws=draws,
             missing=missing,
             curve=bins,
             proof=proof,
             shadow=_shadowed(shadow, bundle),
             usd_per_1000=float(np.median(spent)) / 3.6e3 * load_settings().cpu_usd_per_h,
         )
-        _log(run, evidence)
-        text = json.dumps(evidence.to_json())
-        run.keep("evidence", atomic_write(run.folder / "evidence.json", text))
+        _keep(run, evidence)
     return evidence
 
 
-def _proof(bundle: Bundle, feed: Feed, found: np.ndarray, rate: float | None, run: Run) -> dict[str, Any]:
+def _proof(
+    bundle: Bundle, rows: list[dict[str, Any]], found: np.ndarray, rate: float | None, run: Run, repeated: Any
+) -> dict[str, Any]:
     assert run.ledger is not None
-    rows = feed.rows().select(bundle.contract.inputs).head(PROOF_ROWS).to_dicts()
-    return proved(bundle, rows, found, run.ledger, load_settings().target_rate if rate is None else rate)
+    asked = load_settings().target_rate if rate is None else rate
+    return proved(bundle, rows, found, run.ledger, asked, repeated)
 
 
 def _shadowed(report: ShadowReport | None, bundle: Bundle) -> dict[str, Any]:
@@ -299,7 +301,9 @@ def _labels(bundle: Bundle, columns: Columns) -> np.ndarray:
     return labels
 
 
-def _log(run: Run, evidence: Evidence) -> None:
+def _keep(run: Run, evidence: Evidence) -> None:
     names = ("latency_p50_ms", "latency_p99_ms", "serving_skew", "size_mb")
     values = {**evidence.metrics, **{name: getattr(evidence, name) for name in names}}
     run.log(**{name: value for name, value in values.items() if math.isfinite(value)})
+    text = json.dumps(evidence.to_json())
+    run.keep("evidence", atomic_write(run.folder / "evidence.json", text))

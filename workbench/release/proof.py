@@ -13,6 +13,7 @@ __all__ = [
     "LOAD_S",
     "GOOD_S",
     "START_S",
+    "Fresh",
     "repeats",
     "feed_of",
     "labels_of",
@@ -22,11 +23,13 @@ __all__ = [
 ]
 
 # %% ../../notebooks/60_release/09_proof.ipynb #imports
+import contextlib
 import json
 import math
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,28 +61,69 @@ print(json.dumps([float(value) for value in found]))
 """
 
 
+class Fresh:
+    "A fresh process that answers rows, while its parent goes on."
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        rows: Sequence[Any],  # requests, or texts for an encoder
+        most: int | None = None,  # of them are asked, the first; `FRESH_ROWS` when None
+    ) -> None:
+        self.rows = rows[: FRESH_ROWS if most is None else most]
+        plain = [{k: as_json(v) for k, v in r.items()} if isinstance(r, Mapping) else r for r in self.rows]
+        asked = {"folder": str(bundle.path), "digest": bundle.digest, "paths": sys.path, "rows": plain}
+        command = [sys.executable, "-W", "ignore", "-c", _FRESH]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.child = subprocess.Popen(command, text=True, **pipes) if len(self.rows) else None
+        self._asked = threading.Thread(target=self._ask, args=(json.dumps(asked),), daemon=True)
+        self._asked.start()
+
+    def _ask(self, text: str) -> None:
+        if self.child and self.child.stdin:
+            with (
+                contextlib.suppress(BrokenPipeError),
+                self.child.stdin as to,
+            ):  # why it ended is on its stderr
+                to.write(text)
+
+    def __enter__(self) -> "Fresh":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child:
+            self.child.kill()
+            self._asked.join()
+            self.child.wait()
+            for pipe in (self.child.stdout, self.child.stderr):
+                pipe.close() if pipe else None
+
+    def compare(
+        self,
+        wanted: np.ndarray,  # what was answered here, [rows] or [rows, width]
+    ) -> tuple[float | None, str]:
+        "Largest difference of its answers, and how it was measured; None when it cannot answer."
+        if self.child is None:
+            return None, "no row was asked again"
+        self._asked.join()
+        self.child.stdin = None  # written by then; communicate() would flush it
+        out, said = self.child.communicate()
+        if self.child.returncode:
+            return None, f"a fresh process cannot answer: {(said.strip().splitlines() or ['?'])[-1][:160]}"
+        found, here = np.array(json.loads(out)), np.asarray(wanted, dtype=np.float64).ravel()
+        if found.shape != here.shape:
+            return None, f"a fresh process gives {len(found):,} answers, not {len(here):,}"
+        return float(np.abs(found - here).max()), f"{len(self.rows):,} rows again in a fresh process"
+
+
 def repeats(
     bundle: Bundle,
     rows: Sequence[Any],  # requests, or texts for an encoder
     wanted: np.ndarray,  # what was answered here, [rows] or [rows, width]
 ) -> tuple[float | None, str]:
-    "Largest difference of a fresh process's answers, and how it was measured; None when it cannot answer."
-    if not len(rows):
-        return None, "no row was asked again"
-    plain = [{k: as_json(v) for k, v in row.items()} if isinstance(row, Mapping) else row for row in rows]
-    asked = {"folder": str(bundle.path), "digest": bundle.digest, "paths": sys.path, "rows": plain}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _FRESH],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        return None, f"a fresh process cannot answer: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}"
-    found, here = np.array(json.loads(done.stdout)), np.asarray(wanted, dtype=np.float64).ravel()
-    if found.shape != here.shape:
-        return None, f"a fresh process gives {len(found):,} answers, not {len(here):,}"
-    return float(np.abs(found - here).max()), f"{len(rows):,} rows again in a fresh process"
+    "What `Fresh.compare` says, waited for."
+    with Fresh(bundle, rows, len(rows)) as fresh:
+        return fresh.compare(wanted)
 
 
 # %% ../../notebooks/60_release/09_proof.ipynb #lineage
@@ -188,12 +232,12 @@ def proved(
     wanted: np.ndarray,  # their answers
     ledger: Ledger,
     rate: float = 0.0,  # requests a second to bear; 0: not asked
+    repeated: tuple[float | None, str] | None = None,  # what `Fresh` has found already
 ) -> dict[str, Any]:
     "All of it, as plain data."
     if not (math.isfinite(rate) and rate >= 0):
         raise BadInput(f"rate {rate}", "requests a second, or 0 to leave the load out")
-    some = list(rows[:FRESH_ROWS])
-    value, how = repeats(bundle, some, wanted[: len(some)])
+    value, how = repeated or repeats(bundle, rows[:FRESH_ROWS], wanted[: len(rows[:FRESH_ROWS])])
     found = {"repeats": {"value": value, "how": how}, "feed": feed_of(bundle, ledger)}
     found |= {"labels": labels_of(bundle, ledger), **licence_of(bundle)}
     return found | ({"load": under_load(bundle, rows, rate)} if rate else {})
