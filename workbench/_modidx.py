@@ -445,6 +445,7 @@ d = {
                 "workbench/base/records.py",
             ),
             "workbench.base.records._insert": ("00_base/records.html#_insert", "workbench/base/records.py"),
+            "workbench.base.records._json": ("00_base/records.html#_json", "workbench/base/records.py"),
             "workbench.base.records._load": ("00_base/records.html#_load", "workbench/base/records.py"),
             "workbench.base.records._made": ("00_base/records.html#_made", "workbench/base/records.py"),
             "workbench.base.records._row": ("00_base/records.html#_row", "workbench/base/records.py"),

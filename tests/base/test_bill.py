@@ -1,5 +1,6 @@
 """What runs have cost: each once in the total, and the answers of a model together."""
 
+import json
 import time
 
 import pytest
@@ -61,3 +62,22 @@ def test_the_verb(ledger: Ledger) -> None:
     ran(ledger, "serve", "flights@champion", 0.2, rows=500)
     done = CliRunner().invoke(app, ["cost", "--json"])
     assert done.exit_code == 0 and '"usd_per_1000": 0.4' in done.stdout
+
+
+def test_a_run_whose_metrics_are_no_numbers_does_not_take_the_bill_away(ledger: Ledger) -> None:
+    with records.start("fit", "flights", params={"lr": float("inf")}, ledger=ledger) as run:
+        run.log(step=1, auc=float("nan"))
+        run.metrics["slices"] = [{"group": "0", "auc": float("nan"), "said": "NaN"}]
+        run.cost = {"usd": 0.5}
+    assert cost(ledger=ledger).usd == 0.5
+    (kept,) = ledger.query(
+        "select params, metrics from runs where json_valid(params) and json_valid(metrics)"
+    )
+    assert json.loads(kept["params"]) == {"lr": None}
+    assert json.loads(kept["metrics"]) == {
+        "auc": None,
+        "slices": [{"group": "0", "auc": None, "said": "NaN"}],
+    }
+    with ledger.change() as db:  # as versions before this one wrote it
+        db.execute("""update runs set metrics='{"auc": NaN}'""")
+    assert cost(ledger=ledger).usd == 0.5

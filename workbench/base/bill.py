@@ -124,7 +124,7 @@ def _seconds(since: str) -> float:
 _SQL = """
 select kind, name, count(*) as runs, sum(coalesce(ended_at, ?) - started_at) as wall_s,
   total(json_extract(cost, '$.cpu_s')) as cpu_s, total(json_extract(cost, '$.usd')) as usd,
-  cast(total(json_extract(metrics, '$.rows')) as int) as rows, total(case when parents = '[]' then json_extract(cost, '$.usd') end) as own
+  cast(total(case when json_valid(metrics) then json_extract(metrics, '$.rows') end) as int) as rows, total(case when parents = '[]' then json_extract(cost, '$.usd') end) as own
 from runs where started_at >= ? and status not in ('queued', 'skipped') group by kind, name order by usd desc, kind, name
 """
 

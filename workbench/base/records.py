@@ -148,7 +148,7 @@ class Run:
             if step is not None:
                 rows = [(self.id, name, step, float(value)) for name, value in values.items()]
                 db.executemany("insert or replace into points values (?,?,?,?)", rows)
-            db.execute("update runs set metrics=? where id=?", (redact(json.dumps(self.metrics)), self.id))
+            db.execute("update runs set metrics=? where id=?", (redact(_json(self.metrics)), self.id))
 
     def beat(self) -> None:
         "Say that this run is alive; written down every five seconds at most."
@@ -194,8 +194,16 @@ class Run:
 
 
 # %% ../../notebooks/00_base/70_records.ipynb #record
+def _json(value: Any, default: Any = None) -> str:
+    "As JSON that SQLite reads too: one NaN in one run, and its functions fail on the whole table."
+    text = json.dumps(value, default=default)
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None))
+    return text
+
+
 def _row(run: Run) -> dict[str, Any]:
-    row = {k: json.dumps(getattr(run, k), default=str) if k in _JSON else getattr(run, k) for k in _COLUMNS}
+    row = {k: _json(getattr(run, k), str) if k in _JSON else getattr(run, k) for k in _COLUMNS}
     return {k: redact(v) if isinstance(v, str) else v for k, v in row.items()}
 
 

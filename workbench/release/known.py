@@ -196,7 +196,8 @@ def drifted(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
     "What the newest run that looked for drift of this model's data found; empty when none did."
     model = "substr(json_extract(params, '$.model'), 1, ?) in (?, ?)"
     ours = (len(bundle.name) + 1, f"{bundle.name}@", f"{bundle.name}/")
-    job = _newest(ledger, f"json_extract(metrics, '$.drift') is not null and {model}", *ours)
+    told = "case when json_valid(metrics) then json_extract(metrics, '$.drift') end is not null"
+    job = _newest(ledger, f"{told} and {model}", *ours)
     named = "json_extract(params, '$.contract')=?"
     check = next(
         (run for run in _checks(ledger, named, bundle.contract.name) if run[1]),
