@@ -954,6 +954,10 @@ d = {
                 "10_compute/cluster.html#_answers",
                 "workbench/compute/cluster.py",
             ),
+            "workbench.compute.cluster._bears": (
+                "10_compute/cluster.html#_bears",
+                "workbench/compute/cluster.py",
+            ),
             "workbench.compute.cluster._cluster": (
                 "10_compute/cluster.html#_cluster",
                 "workbench/compute/cluster.py",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.base.errors import BadInput, Unavailable
-from workbench.compute.cluster import connect, end, head, secure_token, started_in
+from workbench.base.errors import Unavailable
+from workbench.compute.cluster import WORKER_MB, connect, end, secure_token, started_in
+from workbench.compute.resources import resources
 
 
 def test_the_token_is_ours_alone_and_stays(tmp_path: Path) -> None:
@@ -63,10 +64,10 @@ def test_an_address_where_nothing_answers_is_said_at_once(form: str) -> None:
     assert address in caught.value.what and "ray start --head" in caught.value.hint
 
 
-def test_more_processes_than_this_machine_bears_are_refused() -> None:
-    with (
-        pytest.raises(BadInput, match="9999 workers at once here, with .* cores and .* GB") as caught,
-        head(cpus=9999),
-    ):
-        pass
-    assert "ray_address" in caught.value.hint
+def test_more_workers_than_the_memory_bears_are_refused_before_a_process_starts() -> None:
+    here = resources()
+    most = max(int(here.cpus), int(here.memory_mb / WORKER_MB))
+    with pytest.raises(Unavailable, match=f"a Ray for {most + 1} workers, on a machine with") as refused:
+        with connect(address="local", cpus=most + 1):
+            pass
+    assert f"ask for {most} at most" in str(refused.value)

@@ -15,6 +15,7 @@ __all__ = [
     "PER_CORE",
     "WORKER_MB",
     "GRACE_S",
+    "WORKER_MB",
     "secure_token",
     "started_in",
     "end",
@@ -182,6 +183,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+WORKER_MB = 500  # that a worker with torch in it takes, at least; Ray starts one a core that it is told of
 _ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: no other machine joins, so Ray binds loopback, on Linux too
 
 
@@ -212,13 +214,13 @@ def _environment(more: dict[str, str], ours: bool = False) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _fits(cpus: int) -> None:
-    "Raise `BadInput` where that many processes would bring this machine down."
+def _bears(cpus: int) -> None:
+    "Raise unless this machine has these cores, or the memory to pretend so: else all that runs on it is killed."
     here = resources()
-    most = int(min(PER_CORE * here.cpus, here.memory_mb / WORKER_MB))
-    if cpus > max(most, 2):
-        what = f"{cpus} workers at once here, with {here.cpus:g} cores and {here.memory_mb / 1000:.0f} GB"
-        raise BadInput(what, f"give at most {most}, or name a cluster: ray_address in settings.ini")
+    most = max(int(here.cpus), int(here.memory_mb / WORKER_MB), 1)
+    if cpus > most:
+        what = f"a Ray for {cpus} workers, on a machine with {here.cpus:g} cores and {here.memory_mb / 1e3:.1f} GB"
+        raise Unavailable(what, f"ask for {most} at most, or join a larger Ray: ray_address in settings.ini")
 
 
 @contextlib.contextmanager
@@ -229,6 +231,7 @@ def head(
     environment: dict[str, str] | None = None,  # of Ray's processes
 ) -> Iterator[Cluster]:
     "A Ray of our own on this machine, until the end of the block."
+    _bears(cpus)
     ray = need("ray", extra="ray")
     _fits(cpus)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # "token is on": so we asked
