@@ -954,10 +954,6 @@ d = {
                 "10_compute/cluster.html#_answers",
                 "workbench/compute/cluster.py",
             ),
-            "workbench.compute.cluster._bears": (
-                "10_compute/cluster.html#_bears",
-                "workbench/compute/cluster.py",
-            ),
             "workbench.compute.cluster._cluster": (
                 "10_compute/cluster.html#_cluster",
                 "workbench/compute/cluster.py",
@@ -980,6 +976,10 @@ d = {
             ),
             "workbench.compute.cluster._processes": (
                 "10_compute/cluster.html#_processes",
+                "workbench/compute/cluster.py",
+            ),
+            "workbench.compute.cluster.check_room": (
+                "10_compute/cluster.html#check_room",
                 "workbench/compute/cluster.py",
             ),
             "workbench.compute.cluster.connect": (

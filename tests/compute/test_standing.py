@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.base.errors import BadSetting
+from workbench.base.errors import BadInput, BadSetting, Unavailable
 from workbench.base.settings import Settings
 from workbench.base.store import Store
 from workbench.compute import standing
@@ -139,3 +139,14 @@ def test_kuberay_gets_size_bounds_and_a_token_by_reference() -> None:
     assert "secretKeyRef" in json.dumps(made) and config(Settings()).startswith("# kubectl create secret")
     with pytest.raises(BadSetting, match="4:1"):
         workers(Settings(cluster_workers="4:1"))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "kind", "said"), [(-2, BadInput, "cpus = -2"), (99_999, Unavailable, "99999")]
+)
+def test_cores_that_cannot_be_are_refused_before_anything_starts(
+    store: Store, cpus: int, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        standing.up(cpus, store)
+    assert not store.path("cluster.log").exists()

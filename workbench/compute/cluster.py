@@ -20,6 +20,7 @@ __all__ = [
     "started_in",
     "end",
     "Cluster",
+    "check_room",
     "head",
     "Standing",
     "here_stands",
@@ -214,8 +215,10 @@ def _environment(more: dict[str, str], ours: bool = False) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _bears(cpus: int) -> None:
+def check_room(cpus: int) -> None:
     "Raise unless this machine has these cores, or the memory to pretend so: else all that runs on it is killed."
+    if cpus < 0:
+        raise BadInput(f"cpus = {cpus}", "give 1 or more, or 0 for those of the machine")
     here = resources()
     most = max(int(here.cpus), int(here.memory_mb / WORKER_MB), 1)
     if cpus > most:
@@ -231,7 +234,7 @@ def head(
     environment: dict[str, str] | None = None,  # of Ray's processes
 ) -> Iterator[Cluster]:
     "A Ray of our own on this machine, until the end of the block."
-    _bears(cpus)
+    check_room(cpus)
     ray = need("ray", extra="ray")
     _fits(cpus)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # "token is on": so we asked

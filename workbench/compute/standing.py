@@ -26,7 +26,7 @@ from filelock import FileLock
 from ..base.errors import Unavailable, need
 from ..base.records import process_started
 from ..base.store import Store, atomic_write
-from .cluster import Standing, head, here_stands
+from .cluster import Standing, check_room, head, here_stands
 
 START_WITHIN_S = 180.0  # Ray takes 7 to 10 s on a quiet machine
 END_WITHIN_S = 30.0
@@ -84,6 +84,7 @@ def up(
     store: Store | None = None,
 ) -> Status:
     "Start a Ray that stays, or say which one stands already; raises `Unavailable`."
+    check_room(cpus)
     need("ray", extra="ray")
     book, begun = store or Store(), time.monotonic()
     with FileLock(book.path("cluster.lock"), mode=0o600):
