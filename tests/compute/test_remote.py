@@ -1,6 +1,6 @@
 """Functions and cells on a Ray: the kernel's code, in order, stoppable, and nothing lost."""
 
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from rays import free
 
+from workbench.base import errors
 from workbench.base.errors import BadInput, NotFound, Stopped, Unavailable
 from workbench.base.records import Ledger, find, runs
 from workbench.compute import session
 from workbench.compute.cell import names, start_cell, take
 from workbench.compute.keeper import next_chunk
-from workbench.compute.remote import Needs, Pending, attach, feasible, map, megabytes, remote, send
+from workbench.compute.remote import Needs, Pending, _raise, attach, feasible, map, megabytes, remote, send
 from workbench.compute.shipping import check_fresh, dumps, local_modules, pack
 from workbench.compute.stop import marks, stop_since
 
@@ -91,6 +92,36 @@ def test_memory_in_words(text: Any, mb: float) -> None:
 def test_memory_that_is_none(text: str) -> None:
     with pytest.raises(BadInput, match="memory"):
         megabytes(text)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: remote("x"), "function is 'x'"),
+        (lambda: remote(cpus="two"), "cpus is 'two'"),
+        (lambda: remote(cpus=-1), "cpus = -1"),
+        (lambda: remote(memory=[1]), "memory is a list"),
+        (lambda: remote(retries=1.5), "retries is 1.5"),
+        (lambda: map(3, [1]), "function is 3"),
+        (lambda: map(abs, None), "items is None"),
+        (lambda: map(abs, [1], chunk=-1), "chunk = -1"),
+        (lambda: map(abs, [1], chunk="x"), "chunk is 'x'"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_here(ask: Callable[[], Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        ask()
+
+
+def test_an_error_of_code_that_was_loaded_anew_is_ours() -> None:
+    spec = importlib.util.spec_from_file_location(errors.__name__, errors.__file__)
+    assert spec and spec.loader
+    twin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(twin)
+    packed = dumps(twin.BadInput("the result cannot travel", "make it there"), "the error")
+    with pytest.raises(BadInput, match="cannot travel") as caught:
+        _raise({"error": packed, "trace": ""})
+    assert caught.value.hint == "make it there"
 
 
 def test_what_no_machine_has_is_named() -> None:
@@ -228,6 +259,8 @@ def test_errors_come_back_as_themselves(there: Any, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         map(lambda n: 1 // n, [1, 0])
     assert "on the worker" in caught.value.__notes__[0] and "1 // n" in caught.value.__notes__[0]
+    with pytest.raises(BadInput, match="the result cannot travel: it is a _thread.lock"):
+        remote(lambda: threading.Lock())()
     with pytest.raises(Unavailable, match="wants GPU 1"):
         remote(gpus=1)(lambda: 1)()
     with pytest.raises(TypeError, match="missing a required argument"):

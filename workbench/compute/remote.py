@@ -32,10 +32,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
-from ..base import html
-from ..base.errors import BadInput, NotFound, Stopped, Unavailable, WorkbenchError, need
+from ..base import errors, html
+from ..base.errors import BadInput, NotFound, Stopped, Unavailable, WorkbenchError, expected, need
 from ..base.ledger import Ledger
 from ..base.progress import Tracker, track
 from ..base.records import Run, find, new_id, start
@@ -63,6 +64,8 @@ class Needs:
     def check(self) -> "Needs":
         "Itself; raises `BadInput`."
         for name in ("cpus", "gpus", "memory_mb", "retries"):
+            whole = name == "retries"
+            expected(name, getattr(self, name), Integral if whole else Real, "give a number, 0 or more")
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)}", "give 0 or more")
         return self
@@ -73,6 +76,7 @@ _UNITS = {"kb": 1e-3, "mb": 1.0, "gb": 1e3, "tb": 1e6}
 
 def megabytes(memory: str | float) -> float:
     "`'4GB'`, `'500MB'`, or a number of bytes, in MB."
+    expected("memory", memory, (str, Real), "write 500MB or 4GB, or a number of bytes")
     if not isinstance(memory, str):
         return float(memory) / 1e6
     number, unit = memory.strip()[:-2], memory.strip()[-2:].lower()
@@ -143,6 +147,10 @@ def _raise(end: dict[str, Any]) -> None:
         raise Stopped("the work was stopped on the cluster")
     if "error" in end:
         error = loads(end["error"])
+        kind = getattr(errors, type(error).__name__, None)
+        # a worker that loaded our code anew raises classes that only look like ours
+        if kind is not None and type(error).__module__ == errors.__name__:
+            error.__class__ = kind
         if end["trace"] and not isinstance(error, WorkbenchError):
             error.add_note(f"on the worker:\n{end['trace']}")
         raise error
@@ -311,7 +319,9 @@ def remote(
     retries: int = 0,  # more tries of a call that raises or whose worker dies
 ) -> Any:
     "Make a function run on the cluster: `@wb.remote`, or `@wb.remote(gpus=1)`."
-    needs = Needs(cpus, gpus, megabytes(memory), retries)
+    needs = Needs(cpus, gpus, megabytes(memory), retries).check()
+    if function is not None:
+        expected("function", function, Callable, "give a function, or write @wb.remote above one")
     return Remote(function, needs) if function is not None else lambda found: Remote(found, needs)
 
 
@@ -330,6 +340,11 @@ def map(
     "`[function(item) for item in items]` on the cluster: in order, with progress; Stop stops it."
     base = function.needs if isinstance(function, Remote) else Needs()
     work = function.function if isinstance(function, Remote) else function
+    expected("function", work, Callable, "give a function of one item")
+    expected("items", items, Iterable, "give a list of items")
+    expected("chunk", chunk, Integral, "give items a task, or 0: by measure")
+    if chunk < 0:
+        raise BadInput(f"chunk = {chunk}", "give items a task, or 0: by measure")
     given = {
         "cpus": cpus,
         "gpus": gpus,
