@@ -2862,6 +2862,10 @@ d = {
             "workbench.data.labels._rate": ("20_data/labels.html#_rate", "workbench/data/labels.py"),
             "workbench.data.labels._rates": ("20_data/labels.html#_rates", "workbench/data/labels.py"),
             "workbench.data.labels.audited": ("20_data/labels.html#audited", "workbench/data/labels.py"),
+            "workbench.data.labels.check_given": (
+                "20_data/labels.html#check_given",
+                "workbench/data/labels.py",
+            ),
             "workbench.data.labels.label_rates": (
                 "20_data/labels.html#label_rates",
                 "workbench/data/labels.py",
@@ -11737,6 +11741,7 @@ d = {
             ),
         },
         "workbench.train.labels": {
+            "workbench.train.labels._asked": ("40_train/labels.html#_asked", "workbench/train/labels.py"),
             "workbench.train.labels._column": ("40_train/labels.html#_column", "workbench/train/labels.py"),
             "workbench.train.labels._encoded": ("40_train/labels.html#_encoded", "workbench/train/labels.py"),
             "workbench.train.labels._estimator": (

@@ -1,11 +1,14 @@
 """Labels that are wrong are found, by probabilities no model has seen the answer to."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from workbench.base.errors import BadInput, GateRefused
 from workbench.base.records import Ledger, runs
 from workbench.data.decisions import Decisions
+from workbench.data.labels import audited
 from workbench.release.labelgate import gate_labels, judge_labels
 from workbench.train.labels import audit, folds
 
@@ -50,3 +53,38 @@ def test_an_audit_is_the_same_twice_and_no_row_judges_itself(ledger: Ledger) -> 
     twins = np.array([[1.0], [1.0], [2.0], [3.0], [4.0], [2.0]])
     held = folds(np.array([0, 1, 0, 1, 0, 1]), twins, 3)
     assert held[0] == held[1] and held[2] == held[5] and len(set(held)) == 3
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"folds": "x"}, "folds is 'x'"),
+        ({"folds": 1}, "folds is 1"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"near": "x"}, "near is 'x'"),
+        ({"rule": "best"}, "rule is 'best'"),
+    ],
+)
+def test_what_an_audit_cannot_do_is_refused_before_it_trains(
+    ledger: Ledger, how: dict[str, Any], said: str
+) -> None:
+    x, y, _ = flipped_digits(0.1, 1)
+    with pytest.raises(BadInput, match=said):
+        audit(x, y, ledger=ledger, **how)
+    assert not runs(ledger=ledger)
+
+
+def test_a_row_without_a_label_is_no_class_of_its_own() -> None:
+    labels = np.array([0.0, 1.0, np.nan, 1.0, 0.0, np.nan])
+    with pytest.raises(BadInput, match="the label of row 2 is nan"):
+        audit(np.arange(12.0).reshape(6, 2), labels)
+    with pytest.raises(BadInput, match="the label of row 2 is nan"):
+        audited(labels, np.full((6, 3), 1 / 3))
+
+
+def test_a_gate_that_is_none_is_refused(ledger: Ledger) -> None:
+    x, y, _ = flipped_digits(0.1, 1)
+    found = audit(x[:200], y[:200] > 4, ledger=ledger)
+    with pytest.raises(BadInput, match="gate is 'label_errors'"):
+        judge_labels(found, ["label_errors"])  # type: ignore[list-item]

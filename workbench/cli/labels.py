@@ -84,9 +84,12 @@ def audit(
     ] = [],  # noqa: B006
     folds: Annotated[int, typer.Option(help="Parts the rows are cut into.")] = 5,
     repeats: Annotated[int, typer.Option(help="Other ways to cut them, averaged.")] = 1,
-    top: Annotated[int, typer.Option(help="Rows listed.")] = 10,
+    top: Annotated[int, typer.Option(min=0, help="Rows listed.")] = 10,
     test: Annotated[bool, typer.Option("--test", help="These are test rows: audited, never pruned.")] = False,
-    max_errors: Annotated[float | None, typer.Option(help="Refuse above this share of wrong labels.")] = None,
+    max_errors: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Refuse above this share of wrong labels, 0.05 for 5 %."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     "Find the labels of a feed that are probably wrong."
@@ -131,6 +134,15 @@ def _columns(path: Path, names: list[str]) -> tuple[list[str], list[list[str]]]:
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
         raise BadFeed(f"{path} is no CSV: {error}", "give UTF-8 text with a line of names") from None
     chosen = names or head[1:]
+    if len(chosen) < 2:
+        what = (
+            f"{path} has {len(chosen)} column of labels: {', '.join(chosen)}"
+            if chosen
+            else f"{path} has no labels"
+        )
+        raise BadInput(what, "agreement needs two labellers; without --labeller the first column is the item")
+    if not rows:
+        raise BadFeed(f"{path} has no row under its names", "give a row an item")
     for name in chosen:
         if name not in head:
             raise BadInput(f"{path} has no column '{name}'", f"it has {', '.join(head)}")

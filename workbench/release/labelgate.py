@@ -37,6 +37,7 @@ def judge_labels(audit: Audit, gates: Sequence[Gate] | None = None) -> Verdict:
     if not gates:
         raise BadInput("no gate was given", "a verdict needs at least one: LABEL_GATES")
     for gate in gates:
+        expected("gate", gate, Gate, "give [Gate('label_errors', 0.02, '<=', 'why')]")
         if gate.name not in measures:
             raise BadInput(f"gate '{gate.name}' is not measured by an audit", near(gate.name, list(measures)))
     rows = [_row(gate, audit) for gate in gates]

@@ -12,7 +12,7 @@ __all__ = ["Judge", "folds", "out_of_sample", "audit"]
 
 # %% ../../notebooks/40_train/60_labels.ipynb #d42dd0ca
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..base.store import sha256_bytes
 from ..data.decisions import Role
 from ..data.duplicates import NEAR, duplicates
 from ..data.feed import Feed
-from ..data.labels import RULE, Audit, audited
+from ..data.labels import RULE, RULES, Audit, audited, check_given
 from ..data.recipe import Recipe
 from .baseline import MAX_ITER, one_hot
 
@@ -201,6 +201,9 @@ def audit(
 ) -> Audit:
     "Audit the labels of a feed or of plain rows, recorded as a run."
     need("cleanlab", extra="labels")
+    _asked(
+        {"folds": (folds, 2), "repeats": (repeats, 1), "epochs": (epochs, 1), "seed": (seed, 0)}, near, rule
+    )
     columns, x, y, recipe, mark = _rows(source, labels, recipe)
     what = name or (source.name if isinstance(source, Feed) else "labels")
     how = "given" if probabilities is not None else f"{_named(model)}, {folds} folds, {repeats} times"
@@ -223,6 +226,17 @@ def audit(
             issues=len(found.issues), **{k: v for k, v in found.measures.items() if v is not None and v == v}
         )
     return found
+
+
+def _asked(counts: Mapping[str, tuple[Any, int]], near: Any, rule: Any) -> None:
+    "Raise `BadInput` before anything is trained."
+    for what, (value, least) in counts.items():
+        expected(what, value, Integral, f"give a whole number from {least}")
+        if value < least:
+            raise BadInput(f"{what} is {value}", f"give a whole number from {least}")
+    expected("near", near, Real, "give a distance, or 0: only equal rows")
+    if rule not in RULES:
+        raise BadInput(f"rule is {rule!r}", f"one of {', '.join(RULES)}")
 
 
 def _rows(
@@ -248,6 +262,7 @@ def _rows(
     if source.dtype.kind not in "iufb":
         raise BadInput(f"rows are {source.dtype}", "give numbers, or a Feed with recipe=")
     y = np.asarray(labels)
+    check_given(y)
     mark = sha256_bytes(np.ascontiguousarray(source).tobytes() + "\x1f".join(map(str, y.tolist())).encode())
     return {"x": source}, source, y, None, mark
 
