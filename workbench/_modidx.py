@@ -962,10 +962,6 @@ d = {
                 "10_compute/cluster.html#_environment",
                 "workbench/compute/cluster.py",
             ),
-            "workbench.compute.cluster._fits": (
-                "10_compute/cluster.html#_fits",
-                "workbench/compute/cluster.py",
-            ),
             "workbench.compute.cluster._guard": (
                 "10_compute/cluster.html#_guard",
                 "workbench/compute/cluster.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workbench.base.errors import Unavailable
-from workbench.compute.cluster import WORKER_MB, connect, end, secure_token, started_in
+from workbench.compute.cluster import PER_CORE, WORKER_MB, connect, end, secure_token, started_in
 from workbench.compute.resources import resources
 
 
@@ -64,9 +64,9 @@ def test_an_address_where_nothing_answers_is_said_at_once(form: str) -> None:
     assert address in caught.value.what and "ray start --head" in caught.value.hint
 
 
-def test_more_workers_than_the_memory_bears_are_refused_before_a_process_starts() -> None:
+def test_more_workers_than_the_machine_bears_are_refused_before_a_process_starts() -> None:
     here = resources()
-    most = max(int(here.cpus), int(here.memory_mb / WORKER_MB))
+    most = max(int(here.cpus), int(min(PER_CORE * here.cpus, here.memory_mb / WORKER_MB)))
     with pytest.raises(Unavailable, match=f"a Ray for {most + 1} workers, on a machine with") as refused:
         with connect(address="local", cpus=most + 1):
             pass

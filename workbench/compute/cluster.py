@@ -13,7 +13,6 @@
 # %% auto #0
 __all__ = [
     "PER_CORE",
-    "WORKER_MB",
     "GRACE_S",
     "WORKER_MB",
     "secure_token",
@@ -53,7 +52,7 @@ from ..base.store import Store, atomic_write
 from . import tls
 from .resources import resources
 
-PER_CORE, WORKER_MB = 8, 400  # processes that a core, and memory that a process, may be asked for here
+PER_CORE = 8  # processes that a core is shared by, at most
 GRACE_S = 5.0  # what is left of a Ray of ours gets this long to be gone
 
 
@@ -216,11 +215,11 @@ def _environment(more: dict[str, str], ours: bool = False) -> Iterator[None]:
 
 
 def check_room(cpus: int) -> None:
-    "Raise unless this machine has these cores, or the memory to pretend so: else all that runs on it is killed."
+    "Raise unless this machine has these cores, or cores and memory to pretend so: else all that runs on it is killed."
     if cpus < 0:
         raise BadInput(f"cpus = {cpus}", "give 1 or more, or 0 for those of the machine")
     here = resources()
-    most = max(int(here.cpus), int(here.memory_mb / WORKER_MB), 1)
+    most = max(int(here.cpus), int(min(PER_CORE * here.cpus, here.memory_mb / WORKER_MB)), 1)
     if cpus > most:
         what = f"a Ray for {cpus} workers, on a machine with {here.cpus:g} cores and {here.memory_mb / 1e3:.1f} GB"
         raise Unavailable(what, f"ask for {most} at most, or join a larger Ray: ray_address in settings.ini")
@@ -236,7 +235,6 @@ def head(
     "A Ray of our own on this machine, until the end of the block."
     check_room(cpus)
     ray = need("ray", extra="ray")
-    _fits(cpus)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # "token is on": so we asked
     if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         secure_token()
