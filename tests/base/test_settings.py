@@ -1,9 +1,11 @@
 """Settings: profiles, environment, secrets, and every way to get them wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from workbench.base import settings
 from workbench.base.errors import BadSetting, NotFound
 from workbench.base.settings import load_settings, project_path, resolve_secret
 
@@ -96,3 +98,11 @@ def test_a_store_has_a_folder_of_its_own(project: Path, monkeypatch: pytest.Monk
     write(project, f"[laptop]\nstore = {text}\n")
     with pytest.raises(BadSetting, match="give it a folder of its own"):
         load_settings()
+
+
+def test_no_variable_of_our_own_is_taken_for_a_misspelt_one() -> None:
+    "A warm kernel is told that it is one by WORKBENCH_KERNEL, and reads settings all the same."
+    texts = [path.read_text() for path in (Path(settings.__file__).parents[1]).rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r"\"(WORKBENCH_[A-Z_]*[A-Z])\"", text)}
+    assert {"WORKBENCH_KERNEL", "WORKBENCH_KERNELS", "WORKBENCH_DOORS"} <= names
+    settings._check_variables(names)

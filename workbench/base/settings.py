@@ -214,7 +214,18 @@ def load_settings(profile: str | None = None) -> Settings:
     return _load(profile, path, stamp, environ)
 
 
-_OTHER_VARIABLES = ("PROFILE", "DISPLAY", "DEBUG", "COLD", "RUN_ID", "RUN_KEY", "RESULT", "KERNELS")
+_OTHER_VARIABLES = (
+    "PROFILE",
+    "DISPLAY",
+    "DEBUG",
+    "COLD",
+    "RUN_ID",
+    "RUN_KEY",
+    "RESULT",
+    "KERNELS",
+    "KERNEL",
+    "DOORS",
+)
 
 
 def _check_variables(names: Iterable[str]) -> None:
