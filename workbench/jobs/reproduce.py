@@ -2,7 +2,7 @@
 
 - The recorded commit and the recorded uncommitted changes (new files included) are restored into a temporary clone; the user's tree, index and branches are not touched. Then the clone is checked: it must give the same patch again.
 - Files that the notebook names and git does not hold are copied into the clone from the user's tree, if they are there; each is compared with what it was. A file outside of the repository is read where it is.
-- The notebook works on a copy of the store: a model that it registers or promotes is not registered or promoted again. Models and aliases are today's; only the new run comes into the store.
+- The notebook works on a copy of the store: a model that it registers or promotes is not registered or promoted again. Models, aliases and the store's key are today's; only the new run comes into the store.
 - Folders of the project that Python imports from (an editable install, PYTHONPATH) are replaced by the clone's: the recorded code runs, not today's.
 - The environment is compared, not rebuilt: each distribution that differs is named with both versions.
 - The notebook runs with the parameters that were given then; secrets by their reference. The new run is a run like any other.
@@ -40,6 +40,7 @@ from .inputs import mark, stripped
 from .keeper import keeper_command
 from .notebook import parameters
 from .reproduction import Input, Reproduction, environment_differences
+from ..models.signature import KEY_FILE
 
 TOLERANCE = 1e-6
 _ENDED = ("succeeded", "failed", "timed_out", "killed")
@@ -199,11 +200,13 @@ def _link(source: str, target: str) -> None:
 
 
 def _copied(store: Store, folder: Path) -> Store:
-    "The store as it is now, for the notebook to work on: its ledger, models and tables, without runs and caches."
+    "The store as it is now, for the notebook to work on: its ledger, models, tables and key, without runs and caches."
     folder.mkdir(mode=0o700)
     for item in store.root.iterdir():
         if item.is_dir() and item.name not in _NOT_COPIED:
             shutil.copytree(item, folder / item.name, copy_function=_link)
+        elif item.name == KEY_FILE:
+            _link(str(item), str(folder / item.name))
     with (
         closing(sqlite3.connect(store.root / "ledger.db")) as old,
         closing(sqlite3.connect(folder / "ledger.db")) as new,
