@@ -4557,6 +4557,10 @@ d = {
                 "workbench/jobs/compare.py",
             ),
             "workbench.jobs.compare._unlike": ("80_jobs/compare.html#_unlike", "workbench/jobs/compare.py"),
+            "workbench.jobs.compare._without_progress": (
+                "80_jobs/compare.html#_without_progress",
+                "workbench/jobs/compare.py",
+            ),
             "workbench.jobs.compare.answer": ("80_jobs/compare.html#answer", "workbench/jobs/compare.py"),
             "workbench.jobs.compare.compare_cells": (
                 "80_jobs/compare.html#compare_cells",

@@ -16,6 +16,7 @@ from workbench.base.errors import BadInput, JobFailed, NotFound, Unavailable
 from workbench.base.ledger import Ledger
 from workbench.base.records import Run, start
 from workbench.jobs import runner
+from workbench.jobs.compare import compare_cells
 from workbench.jobs.reproduce import reproduce
 
 COMMAND = [sys.executable, "-c", "from workbench.cli.cli import main; main()"]
@@ -176,6 +177,26 @@ def test_a_failure_is_reproduced_too(job: Any, ledger: Ledger) -> None:
     (row,) = ledger.query("select id from runs")
     found = reproduce(row["id"], ledger=ledger)
     assert found.reproduced and found.status == ("failed", "failed")
+
+
+def test_a_model_of_the_store_is_one_of_its_own_to_the_copy_too(job: Any, ledger: Ledger) -> None:
+    run = job("from workbench.models.shelf import Shelf\nprint(Shelf().keys.sign('0' * 64))")
+    found = reproduce(run.id, ledger=ledger)
+    assert found.reproduced and {cell.answer for cell in found.cells} == {"exact"}
+
+
+def test_how_often_progress_was_said_is_no_difference_and_where_it_ended_is() -> None:
+    def cell(*lines: str) -> dict[str, Any]:
+        text = [f"fit net: train {line}\n" for line in lines]
+        shown = {"output_type": "stream", "name": "stdout", "text": ["begin\n", *text, "3/4 rows (75%)\n"]}
+        return {"cells": [{"cell_type": "code", "source": "fit()", "outputs": [shown]}]}
+
+    slow = cell("0/4,000 rows (0%)", "1,000/4,000 rows auc=0.6 (25%)", "4,000/4,000 rows auc=0.7 (100%)")
+    fast = cell("0/4,000 rows (0%)", "4,000/4,000 rows auc=0.7 (100%)")
+    worse = cell("0/4,000 rows (0%)", "4,000/4,000 rows auc=0.5 (100%)")
+    stuck = cell("0/4,000 rows (0%)")
+    answers = [[c.answer for c in compare_cells(slow, other, 1e-6)] for other in (fast, worse, stuck)]
+    assert answers == [["exact"], ["different"], ["different"]]
 
 
 def test_what_the_notebook_keeps_in_the_store_is_not_kept_twice(job: Any, ledger: Ledger) -> None:
