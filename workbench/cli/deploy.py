@@ -22,7 +22,7 @@ from ..serve.deploy import Service, deploy
 
 # %% ../../notebooks/95_cli/28_deploy.ipynb #deploy-verb
 def write_deployment(
-    model: Annotated[str, typer.Argument(help="NAME@alias or NAME/version.")],
+    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@alias or NAME/version.")],
     to: Annotated[str, typer.Option(help="compose, kubernetes or systemd.")],
     folder: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("."),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: the profile's.")] = 0,

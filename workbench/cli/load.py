@@ -63,7 +63,7 @@ def factor(text: str) -> float:
 def load_service(
     model: Annotated[str, typer.Argument(help="The model that is served: NAME, NAME@alias or NAME/version.")],
     rate: Annotated[
-        list[float] | None, typer.Option(help="Requests a second; give it again for a curve.")
+        list[float] | None, typer.Option(help="Requests a second; again for a curve; 50 to 800 without.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long, each rate.")] = 5.0,
     spike: Annotated[str, typer.Option(help="Times as much in the middle third, such as 10x.")] = "1x",

@@ -32,7 +32,9 @@ import typer
 from ..serve.autoscale import Goal
 
 # %% ../../notebooks/95_cli/29_serve.ipynb #options
-Models = Annotated[list[str], typer.Argument(help="NAME@ALIAS or NAME/VERSION; one or more.")]
+Models = Annotated[
+    list[str], typer.Argument(help="NAME (its champion), NAME@alias or NAME/version; one or more.")
+]
 On = Annotated[str, typer.Option(help="here or ray.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; default from settings.ini.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port; default from settings.ini.")]
