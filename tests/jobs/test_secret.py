@@ -178,6 +178,19 @@ def test_keyring_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         present("keyring:service/me")
 
 
+def test_a_machine_without_a_keyring_is_said_in_a_line() -> None:
+    code = """import keyring, keyring.backends.fail
+from workbench.base.errors import NotFound
+from workbench.jobs.secret import Secret
+keyring.set_keyring(keyring.backends.fail.Keyring())
+try:
+    Secret("keyring:warehouse/me").reveal()
+except NotFound as error:
+    print(error)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("secret 'keyring:warehouse/me': No recommended"), done.stderr
+
+
 def test_a_keyring_gives_what_it_holds_and_what_it_lacks_is_said() -> None:
     code = """import keyring, keyring.backend, sys
 class Held(keyring.backend.KeyringBackend):

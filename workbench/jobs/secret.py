@@ -38,7 +38,12 @@ def _resolve(reference: str) -> str:
     scheme, _, rest = reference.partition(":")
     if scheme == "keyring":
         service, _, name = rest.partition("/")
-        value = need("keyring", extra="keyring").get_password(service, name) or ""
+        room = need("keyring", extra="keyring")
+        try:
+            value = room.get_password(service, name) or ""
+        except room.errors.KeyringError as error:  # none runs here, or it stays locked
+            hint = "python -m keyring diagnose shows what there is"
+            raise NotFound(f"secret '{reference}': {error}".splitlines()[0], hint) from None
     else:
         value = resolve_secret(f"file:{project_path(rest)}" if scheme == "file" else reference)
     if not value:
