@@ -25,8 +25,9 @@ from ..base.store import Store
 from ..compute.resources import open_ports
 
 EXTRAS = {
-    "data": "pandera", "edge": "onnxruntime", "jobs": "papermill", "lab": "jupyterlab", "labels": "cleanlab",
-    "ray": "ray", "serve": "fastapi", "torch": "torch", "track": "mlflow", "tune": "optuna",
+    "data": "pandera", "edge": "onnxruntime", "jobs": "papermill", "keyring": "keyring", "lab": "jupyterlab",
+    "labels": "cleanlab", "ray": "ray", "serve": "fastapi", "sign": "cryptography", "text": "tokenizers",
+    "torch": "torch", "track": "mlflow", "tune": "optuna",
 }  # fmt: skip
 DISK_FREE_GB = 2.0
 
