@@ -4725,6 +4725,10 @@ d = {
                 "80_jobs/engine.html#execution._work",
                 "workbench/jobs/engine.py",
             ),
+            "workbench.jobs.engine.Execution.began": (
+                "80_jobs/engine.html#execution.began",
+                "workbench/jobs/engine.py",
+            ),
             "workbench.jobs.engine.Execution.end": (
                 "80_jobs/engine.html#execution.end",
                 "workbench/jobs/engine.py",

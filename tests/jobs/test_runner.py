@@ -244,6 +244,9 @@ def test_a_cell_has_a_limit_of_its_own(write, ledger: Ledger) -> None:
     path = write("n = 0", *["import time\ntime.sleep(0.8)"] * 3, "time.sleep(60)")
     with pytest.raises(JobTimedOut, match=r"in cell 5 of 5.*\n  the cell ran out of time \(3 s\)"):
         run(path, ledger=ledger, cell_timeout_s=3)
+    asleep = write("import time; time.sleep(60)", tagged=0)
+    with pytest.raises(JobTimedOut, match="in cell 1 of 1"):  # not before it, however long a kernel takes
+        run(asleep, ledger=ledger, cell_timeout_s=0.2)
     with pytest.raises(BadInput, match="cell_timeout_s = -1"):
         run(path, ledger=ledger, cell_timeout_s=-1)
 

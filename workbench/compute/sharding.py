@@ -127,7 +127,10 @@ def shape_of(model: str | Shape) -> Shape:
     if isinstance(model, Shape):
         return model
     if model.lower() not in MODELS:
-        raise BadInput(f"model {model!r} is not known", f"one of {', '.join(MODELS)}, or a Shape of your own")
+        raise BadInput(
+            f"model {model!r} is not known",
+            f"one of {', '.join(MODELS)}, or a Shape of your own: custom, with --layers, in a terminal",
+        )
     return MODELS[model.lower()]
 
 

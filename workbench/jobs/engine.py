@@ -120,6 +120,7 @@ class _Client(PapermillNotebookClient):
         self.watch: Watch | None = None
         self.error: BaseException | None = None
         self.kept: Path | None = None
+        self.began = False
 
     async def _async_cleanup_kernel(self) -> None:
         "Tell that the last cell is done, and end the kernel; let it live when a cell failed in it and it is to be kept."
@@ -149,6 +150,7 @@ class _Client(PapermillNotebookClient):
     def papermill_execute_cells(self) -> None:
         "Every cell in turn; what ends a cell early ends the notebook."
         self.nb.metadata["language_info"] = {"name": "python"}
+        self.began = True
         try:
             for index, cell in enumerate(self.nb.cells):
                 if index:
@@ -291,6 +293,11 @@ class Execution:
         "How the kernel ended, minus the signal that killed it; None while it runs or if it never started."
         keeper = self._client.keeper if self._client else None
         return keeper.poll() if keeper and not self.kept else None
+
+    @property
+    def began(self) -> bool:
+        "Whether the kernel has started, and its first cell with it."
+        return bool(self._client and self._client.began)
 
     @property
     def kept(self) -> Path | None:

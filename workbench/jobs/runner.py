@@ -145,6 +145,8 @@ def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run)
                     drawn = cells_html(execution.book)  # while the kernel ends
         except queue.Empty:
             tracker.advance(0)  # raises when Stop was pressed
+        if not execution.began:  # a kernel that is being started is no cell
+            cell_began = time.monotonic()
         with suppress(sqlite3.OperationalError):  # a full disk, a busy ledger: no reason to end the work
             run.beat()
         if late := limits.passed(began, cell_began):
