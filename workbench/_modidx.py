@@ -11561,6 +11561,10 @@ d = {
                 "40_train/federated.html#_fits",
                 "workbench/train/federated.py",
             ),
+            "workbench.train.federated._given": (
+                "40_train/federated.html#_given",
+                "workbench/train/federated.py",
+            ),
             "workbench.train.federated._trained": (
                 "40_train/federated.html#_trained",
                 "workbench/train/federated.py",
@@ -11643,6 +11647,7 @@ d = {
             "workbench.train.fit._threads": ("40_train/fit.html#_threads", "workbench/train/fit.py"),
             "workbench.train.fit._trained": ("40_train/fit.html#_trained", "workbench/train/fit.py"),
             "workbench.train.fit._try": ("40_train/fit.html#_try", "workbench/train/fit.py"),
+            "workbench.train.fit._watching": ("40_train/fit.html#_watching", "workbench/train/fit.py"),
             "workbench.train.fit.fit": ("40_train/fit.html#fit", "workbench/train/fit.py"),
         },
         "workbench.train.found": {

@@ -277,6 +277,7 @@ def test_a_site_may_go_and_come_back(place: SimpleNamespace) -> None:
         ({"method": "sgd"}, "method"), ({"rounds": 0}, "rounds"), ({"share": 0}, "share"), ({"trim": 0.6}, "trim"), ({"noise": -1}, "noise"),
         ({"aggregate": "sum"}, "aggregate"), ({"sites": {}}, "0 sites"), ({"on": "moon"}, "moon"), ({"lr": "1"}, "lr"), ({"epochs": 3}, "epochs"),
         ({"delta": 1.5}, "delta"), ({"name": "a b"}, "name"), ({"recipe": None}, "recipe"), ({"momentum": float("nan")}, "momentum"),
+        ({"sites": {"a": 3}}, "site 'a' is a int"), ({"cpus": "x"}, "cpus is 'x'"), ({"deadline_s": "x"}, "deadline_s is 'x'"), ({"deadline_s": 0}, "deadline_s is 0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_any_site_is_asked(
@@ -284,6 +285,15 @@ def test_what_is_wrong_is_said_before_any_site_is_asked(
 ) -> None:
     with pytest.raises(BadInput, match=said):
         place.train(**wrong, tap=lambda *what: pytest.fail("a site was asked"))
+
+
+@pytest.mark.parametrize("model", ["net", torch.nn.Linear, 3])
+def test_a_class_is_no_model_and_a_number_no_tap(place: SimpleNamespace, model: Any) -> None:
+    how = {"recipe": place.world.recipe, "name": "federated"}
+    with pytest.raises(BadInput, match="model is"):
+        federated(model, place.sites, **how)
+    with pytest.raises(BadInput, match="tap is a int"):
+        place.train(tap=3)
 
 
 def test_a_site_that_cannot_take_part_is_named_and_keeps_its_words(

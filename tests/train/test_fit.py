@@ -86,6 +86,7 @@ def test_the_bundle_answers_as_the_fit_was_scored(world: SimpleNamespace) -> Non
         (lambda m: m.WindNet(9, [4]), {}, "cannot take rows of 4 columns: RuntimeError"),
         (lambda m: m.Forgetful(3, [4], hidden=5), {}, "gives other weights"),
         (lambda m: m.Bare(3, 1), {}, "has no config"),
+        (lambda m: m.WindNet, {}, "WindNet is a class"),
         (lambda m: m.WindNet(3, [4]), {"epochs": 0}, "epochs is 0"),
         (lambda m: m.WindNet(3, [4]), {"workers": -1}, "workers=-1"),
         (lambda m: m.WindNet(3, [4]), {"threads": 0}, "threads=0"),
@@ -184,6 +185,8 @@ def test_two_workers_learn_the_same_and_say_so(world: SimpleNamespace, watched: 
         {"patience": True},
         {"workers": "2"},
         {"threads": 1.5},
+        {"by": 3},
+        {"on_epoch": 3},
     ],
 )
 def test_the_wrong_kinds_of_object_are_named(world: SimpleNamespace, arguments: dict[str, object]) -> None:

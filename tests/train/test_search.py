@@ -147,6 +147,8 @@ def test_a_trial_that_raises_is_left_behind_and_three_in_a_row_end_it(ledger: Le
     assert "3 trials in a row" in caught.value.__notes__[-1]
     with pytest.raises(BadInput, match="auc = nan"):
         search(lambda x: float("nan"), LINE, name="nan", ledger=ledger)
+    few = search(lambda x: 1 / 0, LINE, name="few", trials=2, ledger=ledger)
+    assert str(few) == "Search few: 2 fail; the last failed with ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_a_trial_that_raises_is_left_behind_and_three_in_a_row_end_it(ledger: Le
     [
         ({"space": {"y": (0, 1)}}, "cannot take"), ({"objective": 3}, "objective is"), ({"goals": {"a": "up"}}, "goal 'a'"), ({"goals": 3}, "goals is"),
         ({"trials": 0}, "trials is 0"), ({"trials": 1.5}, "trials is"), ({"workers": -1}, "workers"), ({"budget_s": 0}, "budget_s"),
-        ({"budget_usd": "1"}, "budget_usd"), ({"prune": "hard"}, "prune"), ({"name": "a/b"}, "name"), ({"seed": "x"}, "seed"), ({"cpus": -1}, "cpus"),
+        ({"budget_usd": "1"}, "budget_usd"), ({"prune": "hard"}, "prune"), ({"name": "a/b"}, "name"), ({"seed": "x"}, "seed"), ({"seed": -1}, "seed is -1"), ({"cpus": -1}, "cpus"), ({"cpus": "x"}, "cpus is 'x'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_any_trial(ledger: Ledger, wrong: dict[str, Any], said: str) -> None:
@@ -170,6 +172,11 @@ def test_old_values_are_not_compared_with_another_objective_s(ledger: Ledger) ->
     for wrong in ((hill, {"x": (0.0, 2.0)}), (lambda x: x, LINE)):
         with pytest.raises(BadInput, match="search 'hill' was made with"):
             search(*wrong, name="hill", trials=3, ledger=ledger)
+    long = {"depth": (1, 9), "x": (0.0, 1.0)}
+    search(lambda depth, x: x, long, name="long", trials=1, ledger=ledger)
+    with pytest.raises(BadInput, match="'high': 1.0.* now it is .*'high': 2.0") as caught:
+        search(lambda depth, x: x, long | {"x": (0.0, 2.0)}, name="long", trials=2, ledger=ledger)
+    assert "depth" not in str(caught.value)
     with open_study("busy", distributions(LINE), {"auc": "max"}, "", ledger=ledger):
         with pytest.raises(Unavailable, match="another process is at"):
             search(hill, LINE, name="busy", ledger=ledger)

@@ -172,7 +172,8 @@ class Recipe:
             shown = (
                 found.shape if found.shape != (rows,) else sorted(set(found.tolist()) - {0, 1}, key=str)[:3]
             )
-            raise BadInput(f"{self.label} gave {shown} for {rows} rows", "return one 0 or 1 a row")
+            hint = "return one 0 or 1 a row: a number, or more than two classes, is for wb.scale"
+            raise BadInput(f"{self.label} gave {shown} for {rows} rows", hint)
         return found.astype(np.float32)
 
     def _fitted(self) -> dict[str, Any]:

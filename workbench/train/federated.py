@@ -260,6 +260,7 @@ def federated(
     expected("recipe", recipe, Recipe, "give a Recipe(features, label, numeric, categorical)")
     if not sites or on not in ("here", "ray"):
         raise BadInput(f"{len(sites)} sites, on={on!r}", "give a site or more, and on='here' or 'ray'")
+    _given(model, sites, cpus, deadline_s, tap)
     check_name(name)
     params = {**asdict(plan), "sites": sorted(sites), "on": on}
     with (
@@ -268,6 +269,26 @@ def federated(
         Wire(sites, on, cpus, tap) as wire,
     ):
         return _trained(Federation(wire, plan, recipe, deadline_s), model, run, name, tracker)
+
+
+def _given(model: Any, sites: Mapping[str, Any], cpus: Any, deadline_s: Any, tap: Any) -> None:
+    "Raise `BadInput` before any site is asked."
+    if not isinstance(model, nn.Module) and (isinstance(model, type) or not callable(model)):
+        shown = model.__name__ if isinstance(model, type) else repr(model)
+        raise BadInput(
+            f"model is {shown:.60}", "give a model, or a function of the fitted recipe that makes one"
+        )
+    for name, site in sites.items():
+        if not isinstance(site, Site) and not callable(site):
+            raise BadInput(
+                f"site '{name}' is a {type(site).__name__}", "give a function that opens two feeds"
+            )
+    for what, value in (("cpus", cpus), ("deadline_s", deadline_s)):
+        expected(what, value, Real, "give a number above 0")
+        if not value > 0:
+            raise BadInput(f"{what} is {value}", "give a number above 0")
+    if tap is not None and not callable(tap):
+        raise BadInput(f"tap is a {type(tap).__name__}", "give a function of (site, way, message)")
 
 
 def _trained(federation: Federation, model: Any, run: Run, name: str, tracker: Tracker) -> Fit:

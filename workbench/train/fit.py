@@ -143,7 +143,7 @@ def fit(
     threads: int | None = None,  # of this process or each worker
     fine_tune: bool = False,  # start from the weights the model has
     decisions: Decisions | None = None,  # of people, about labels of training rows
-    by: Sequence[str] = (),  # columns: metrics of their slices too
+    by: str | Sequence[str] = (),  # columns: metrics of their slices too
     stream: bool = False,  # read batches while training instead of all rows before
     on_epoch: Callable[[dict[str, Any]], Any]
     | None = None,  # hears each epoch's row; what it raises ends the fit
@@ -155,6 +155,7 @@ def fit(
     config = _config(how, **given, seed=seed, patience=patience)
     _shares(workers, threads)
     _streams(stream, workers, decisions)
+    by = _watching(by, on_epoch)
     asked(train, valid, recipe, name, decisions)
     path = model_path(model)
     net = _first(model, path, seed, fine_tune)
@@ -169,6 +170,14 @@ def fit(
         rows, loader = _rows(train, valid, recipe, decisions, config, stream)
         result = _trained(net, path, rows, loader, config, workers, threads, run, tracker, on_epoch)
         return _result(run, name, path, model, net, result, rows, groups)
+
+
+def _watching(by: Any, on_epoch: Any) -> Sequence[str]:
+    "The columns to slice by; raises `BadInput` before an epoch is lost."
+    if on_epoch is not None and not callable(on_epoch):
+        raise BadInput(f"on_epoch is a {type(on_epoch).__name__}", "give a function of an epoch's row")
+    expected("by", by, (str, Sequence), "give names of columns, such as ['carrier']")
+    return [by] if isinstance(by, str) else by
 
 
 def _streams(stream: bool, workers: int, decisions: Decisions | None) -> None:

@@ -89,6 +89,8 @@ class Search:
             if self.best
             else ""
         )
+        why = [row["error"] for row in self.trials if row.get("error")]
+        best = best or (f"; the last failed with {why[-1]}" if why else "")
         return f"Search {self.name}: {counts or 'no trial'}{best}" + (
             f"; {self.spent} is spent" if self.spent else ""
         )

@@ -36,6 +36,11 @@ _CONFIG_HINT = "set self.config = {...} in __init__, with the arguments that bui
 
 def model_path(model: Any) -> str:
     "`module:Class` of a model that another process can build again; raises `BadInput` when it cannot."
+    if isinstance(model, type):
+        raise BadInput(
+            f"{model.__qualname__} is a class",
+            "give a model made from it, such as Net(recipe.n_dense, recipe.sizes)",
+        )
     kind = type(model)
     path = f"{kind.__module__}:{kind.__qualname__}"
     if kind.__module__ == "__main__" or not kind.__qualname__.isidentifier():

@@ -23,6 +23,7 @@ from typing import Any
 from ..base.errors import BadInput, JobKilled, expected
 from ..base.progress import Tracker, track
 from ..base.records import Ledger, Run, start
+from ..base.redact import redact
 from ..base.settings import load_settings
 from ..compute.remote import Needs, megabytes
 from ..models.shelf import check_name
@@ -146,6 +147,8 @@ class _Campaign:
             else "FAIL"
         )
         facts = {"usd": usd, "wall_s": round(wall_s, 3), "run": one.run.id}
+        if error is not None and state == "FAIL":
+            facts |= {"error": redact(f"{type(error).__name__}: {error}".split("\n")[0])[:200]}
         self.study.tell(one.number, metrics, state, **facts)
         one.run.cost = {"worker_s": round(wall_s, 3), "usd": round(usd, 8)}
         if metrics:
@@ -277,7 +280,9 @@ def _asked(
     expected("goals", goals, (Mapping, type(None)), "give {'auc': 'max'}, the one that steers first")
     plan = _Plan(dict(goals or {"auc": "max"}), *counts, needs, *budgets, max_failures).check()
     check_name(name, "search name")
-    expected("seed", seed, Integral, "give a whole number")
+    expected("seed", seed, Integral, "give a whole number from 0")
+    if seed < 0:
+        raise BadInput(f"seed is {seed}", "give a whole number from 0")
     if prune not in PRUNERS:
         raise BadInput(f"prune is {prune!r}", f"one of {', '.join(PRUNERS)}")
     return plan

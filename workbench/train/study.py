@@ -134,7 +134,11 @@ def _same(study: Any, made_of: dict[str, Any], name: str) -> None:
         return
     for what, value in made_of.items():
         if before.get(what) != value:
-            said = f"search '{name}' was made with {what} {before.get(what)!r:.80}, now it is {value!r:.80}"
+            old, new = before.get(what), value
+            if isinstance(old, dict) and isinstance(new, dict):  # what is the same would fill the line
+                keys = sorted(key for key in old | new if old.get(key) != new.get(key))
+                old, new = ({key: one[key] for key in keys if key in one} for one in (old, new))
+            said = f"search '{name}' was made with {what} {old!r:.200}, now it is {new!r:.200}"
             raise BadInput(said, "give the search another name, or fresh=True, which forgets the old trials")
 
 
