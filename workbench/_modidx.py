@@ -9758,6 +9758,15 @@ d = {
             ),
         },
         "workbench.serve.edge": {
+            "workbench.serve.edge.Routed": ("50_serve/edge.html#routed", "workbench/serve/edge.py"),
+            "workbench.serve.edge.Routed.__call__": (
+                "50_serve/edge.html#routed.__call__",
+                "workbench/serve/edge.py",
+            ),
+            "workbench.serve.edge.Routed.__init__": (
+                "50_serve/edge.html#routed.__init__",
+                "workbench/serve/edge.py",
+            ),
             "workbench.serve.edge.Stamp": ("50_serve/edge.html#stamp", "workbench/serve/edge.py"),
             "workbench.serve.edge.Stamp.__call__": (
                 "50_serve/edge.html#stamp.__call__",

@@ -98,6 +98,8 @@ def service(
 
 
 def test_a_service_of_replicas(service: Deployed, ledger: Ledger) -> None:
+    from ray import serve
+
     port = int(service.url.rpartition(":")[2])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     rows = [{**GOOD, "distance": float(i)} for i in range(200)]
@@ -121,6 +123,10 @@ def test_a_service_of_replicas(service: Deployed, ledger: Ledger) -> None:
     listening = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
     open_to_all = [line for line in listening.splitlines() if "ray::" in line and "127.0.0.1" not in line]
     assert not open_to_all
+    assert send(connection, "/nowhere", {})[0] == 404
+    serve.delete("flights")  # as at the end: the proxy is there for a while, and nobody behind it
+    status, found = send(connection, "/predict", {"row": GOOD})
+    assert (status, found["detail"][0]["type"]) == (503, "no_replica"), found
 
 
 def killed_and_whole_again(service: Deployed, rng: random.Random) -> float:
