@@ -8,9 +8,9 @@ import pytest
 import toy
 from onnx import TensorProto, helper, numpy_helper
 
-from workbench.base.errors import BadInput
+from workbench.base.errors import BadInput, NotFound
 from workbench.models import bundle as bundles
-from workbench.models.onnxmodel import GRAPH, OnnxScorer, graph_weights, quantised
+from workbench.models.onnxmodel import GRAPH, OnnxScorer, from_onnx, graph_weights, quantised
 
 MODEL = "workbench.models.onnxmodel:OnnxScorer"
 WIDTH = toy.recipe().width
@@ -81,6 +81,8 @@ def test_what_is_no_graph_is_refused() -> None:
         OnnxScorer().load_weights({GRAPH: np.frombuffer(b"no graph", dtype=np.uint8)})
     with pytest.raises(BadInput, match="no graph yet"):
         OnnxScorer()(np.zeros((1, 2), np.float32))
+    with pytest.raises(NotFound, match="there is no file nowhere.onnx"):
+        from_onnx(Path("nowhere.onnx"))
 
 
 def test_a_graph_without_a_product_is_not_called_smaller() -> None:

@@ -123,6 +123,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(shelf: Shelf,
     wrong = {
         "calls=0": (bundle, feed, {"calls": 0}),
         "calls is '5', expected int": (bundle, feed, {"calls": "5"}),
+        "by is 3, expected": (bundle, feed, {"by": 3}),
+        "rate is 'x', expected": (bundle, feed, {"rate": "x"}),
         "feed is 'x.parquet', expected Feed": (bundle, "x.parquet", {}),
         "model is None, expected": (None, feed, {}),
         "has no outcomes": (bundle, Feed(feed.files, toy.CONTRACT, outcomes=False), {}),

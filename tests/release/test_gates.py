@@ -138,6 +138,11 @@ def test_gates_that_are_none(evidence) -> None:
     with pytest.raises(BadInput, match="acu") as caught:
         Gate("acu", 0.6, ">=", "typo")
     assert "auc" in caught.value.hint
+    about = {"baseline": evidence(), "champion": None}
+    with pytest.raises(BadInput, match="gate is 'auc', expected Gate"):
+        judge(evidence(), **about, gates=["auc"])
+    with pytest.raises(BadInput, match="waiver is 'auc', expected Waiver"):
+        judge(evidence(), **about, waivers=["auc"])
     for direction, limit in ((">", 0.5), (">=", math.nan)):
         with pytest.raises(BadInput):
             Gate("auc", limit, direction, "because")

@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput, Corrupt, need
+from ..base.errors import BadInput, Corrupt, expected, need
 from ..base.store import atomic_folder, atomic_write, sha256_bytes
 from ..compute.remote import megabytes
 from ..data.contract import Column, Contract
@@ -243,6 +243,8 @@ def save(
     shard_bytes: int = SHARD_BYTES,  # of weights in one file
 ) -> Bundle:
     "Write a bundle, whole or not at all, and return it loaded; refuses one that cannot answer."
+    expected("contract", contract, Contract, "say what a row must be: Contract(name, columns)")
+    expected("recipe", recipe, Recipe, "give a Recipe(features, label, numeric, categorical)")
     meta = _meta(model, config, framework, contract.to_json(), recipe.to_json(), metrics, lineage)
     keys = keys or keys_of()
     with atomic_folder(Path(folder)) as part:

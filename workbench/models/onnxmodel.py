@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..base.errors import BadInput, need
+from ..base.errors import BadInput, NotFound, need
 from .linear import sigmoid
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def from_onnx(
     logits: bool = False,
 ) -> dict[str, Any]:
     "A graph of any origin as a model's part of a bundle; `BadInput` when it cannot answer."
+    if isinstance(graph, Path) and not graph.is_file():
+        raise NotFound(f"there is no file {graph}", "give the path of an .onnx file, or its bytes")
     data = graph.read_bytes() if isinstance(graph, Path) else graph
     weights = {GRAPH: np.frombuffer(data, dtype=np.uint8)}
     made = OnnxScorer(output=output, column=column, logits=logits).load_weights(weights)

@@ -106,6 +106,9 @@ class TreeScorer:
 
     def _columns(self, x: np.ndarray) -> np.ndarray:
         "float64 [n, width] in the trees' order; a category as its place among those seen, else a gap."
+        if x.shape[1] != self.config["width"]:  # a tree would answer from whatever stands in its columns
+            what = f"the trees learned from {self.config['width']} columns, the rows have {x.shape[1]}"
+            raise BadInput(what, "fit the model on recipe.encode(columns)")
         values = x[:, self._order].astype(np.float64)
         for place in range(len(self.config["categories"])):
             known, column = self._arrays[f"categories.{place}"], values[:, place]
@@ -233,6 +236,9 @@ def _linear(model: Any) -> LinearScorer:
 def scorer_of(model: Any) -> TreeScorer | LinearScorer:
     "A fitted model of scikit-learn, of two classes, as a scorer of ours; `BadInput` for what is not built here."
     kind = type(model).__name__
+    if hasattr(model, "n_features_in_") and not hasattr(model, "classes_"):  # fitted, and knows no class
+        what = f"a {kind} is no classifier: it does not say how probable a yes is"
+        raise BadInput(what, "a number is not judged or served: fit a classifier of y > limit")
     if not type(model).__module__.startswith("sklearn.") or not hasattr(model, "classes_"):
         raise BadInput(
             f"a {kind} is no fitted classifier of scikit-learn", "model.fit(recipe.encode(columns), y)"

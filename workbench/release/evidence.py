@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,12 @@ class Evidence:
 
 
 # %% ../../notebooks/60_release/10_evidence.ipynb #groups
-def _check_given(bundle: Bundle, feed: Feed, calls: int) -> None:
+def _check_given(bundle: Bundle, feed: Feed, calls: int, by: Any, rate: Any) -> None:
     "Raise `BadInput` for a feed this bundle cannot be measured on, before anything is read."
     expected("feed", feed, Feed, "use Feed('rows.parquet', bundle.contract)")
     expected("calls", calls, int, f"use a whole number, such as {CALLS}")
+    expected("by", by, (str, Sequence, type(None)), "give names of columns, such as ['carrier']")
+    expected("rate", rate, (Real, type(None)), "requests a second, or 0 to leave the load out")
     if calls < 1:
         raise BadInput(f"calls={calls}: no request, no latency", f"give 1 or more; {CALLS} unless told")
     if not feed.outcomes:
@@ -226,7 +229,7 @@ def measure(
 ) -> Evidence:
     "Measure a bundle on a feed, as a recorded run."
     bundle = as_bundle(bundle, ledger)
-    _check_given(bundle, feed, calls)
+    _check_given(bundle, feed, calls, by, rate)
     params = {"bundle": bundle.ref, "digest": bundle.digest, "feed": feed.name, "calls": calls}
     name = bundle.name or bundle.contract.name
     with start("measure", name, params=params, data=feed.fingerprint(), ledger=ledger) as run:

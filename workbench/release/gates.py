@@ -233,6 +233,8 @@ def judge(
     if challenger.trained_on and challenger.trained_on == challenger.fingerprint:
         what = f"{challenger.ref} was measured on the rows it was trained on"
         raise BadInput(what, "measure on a feed it has not seen")
+    for gate in gates:
+        expected("gate", gate, Gate, "give [Gate('auc', 0.6, '>=', 'why')], or change default_gates()")
     rows = [_row(gate, *MEASURES[gate.name](challenger, baseline, champion)) for gate in gates]
     _waive(rows, waivers)
     about = (challenger.ref, challenger.digest, champion.digest if champion else "", challenger.fingerprint)
@@ -258,6 +260,7 @@ def _waive(rows: list[dict[str, Any]], waivers: Sequence[Waiver]) -> None:
     "Note on each row that did not pass who answers for it."
     names = {row["gate"] for row in rows}
     for waiver in waivers:
+        expected("waiver", waiver, Waiver, "give [Waiver(gate, by, why)]")
         if waiver.gate not in names:
             raise BadInput(
                 f"a waiver of gate '{waiver.gate}', which is not asked", near(waiver.gate, sorted(names))
