@@ -68,6 +68,7 @@ class Routed:
         lost = False
 
         async def pass_on(message: dict[str, Any]) -> None:
+            "Everything but that answer."
             nonlocal lost
             if message["type"] == "http.response.start" and message["status"] == 404:
                 kinds = [
