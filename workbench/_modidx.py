@@ -2439,6 +2439,7 @@ d = {
             "workbench.data.feed.Feed.join": ("20_data/feed.html#feed.join", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.lazy": ("20_data/feed.html#feed.lazy", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.pieces": ("20_data/feed.html#feed.pieces", "workbench/data/feed.py"),
+            "workbench.data.feed.Feed.places": ("20_data/feed.html#feed.places", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.ray": ("20_data/feed.html#feed.ray", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.refresh": ("20_data/feed.html#feed.refresh", "workbench/data/feed.py"),
             "workbench.data.feed.Feed.report": ("20_data/feed.html#feed.report", "workbench/data/feed.py"),
@@ -3605,6 +3606,10 @@ d = {
                 "20_data/rowset.html#rowset.add",
                 "workbench/data/rowset.py",
             ),
+            "workbench.data.rowset.RowSet.from_json": (
+                "20_data/rowset.html#rowset.from_json",
+                "workbench/data/rowset.py",
+            ),
             "workbench.data.rowset.RowSet.has": (
                 "20_data/rowset.html#rowset.has",
                 "workbench/data/rowset.py",
@@ -3619,6 +3624,10 @@ d = {
             ),
             "workbench.data.rowset.RowSet.shared": (
                 "20_data/rowset.html#rowset.shared",
+                "workbench/data/rowset.py",
+            ),
+            "workbench.data.rowset.RowSet.to_json": (
+                "20_data/rowset.html#rowset.to_json",
                 "workbench/data/rowset.py",
             ),
             "workbench.data.rowset._bits": ("20_data/rowset.html#_bits", "workbench/data/rowset.py"),
@@ -8488,6 +8497,10 @@ d = {
                 "60_release/evidence.html#_shadowed",
                 "workbench/release/evidence.py",
             ),
+            "workbench.release.evidence._trained": (
+                "60_release/evidence.html#_trained",
+                "workbench/release/evidence.py",
+            ),
             "workbench.release.evidence._waited_s": (
                 "60_release/evidence.html#_waited_s",
                 "workbench/release/evidence.py",
@@ -12019,7 +12032,12 @@ d = {
             "workbench.train.rows._encoded": ("40_train/rows.html#_encoded", "workbench/train/rows.py"),
             "workbench.train.rows.asked": ("40_train/rows.html#asked", "workbench/train/rows.py"),
             "workbench.train.rows.encoded": ("40_train/rows.html#encoded", "workbench/train/rows.py"),
+            "workbench.train.rows.note_rows": ("40_train/rows.html#note_rows", "workbench/train/rows.py"),
             "workbench.train.rows.streamed": ("40_train/rows.html#streamed", "workbench/train/rows.py"),
+            "workbench.train.rows.trained_rows": (
+                "40_train/rows.html#trained_rows",
+                "workbench/train/rows.py",
+            ),
         },
         "workbench.train.scale": {
             "workbench.train.scale.Relay": ("40_train/scale.html#relay", "workbench/train/scale.py"),

@@ -1,5 +1,7 @@
 """A row set holds exactly the rows that were added, in a bit a row at most."""
 
+import json
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,8 @@ def test_it_is_the_set_of_its_rows(
     asked = np.array(sorted(others), np.int64)
     assert one.has(asked).tolist() == [n in rows for n in sorted(others)]
     assert one.shared(two) == two.shared(one) == len(rows & others)
+    again = RowSet.from_json(json.loads(json.dumps(one.to_json())))
+    assert len(again) == len(rows) and again.has(asked).tolist() == one.has(asked).tolist()
 
 
 def test_what_is_whole_costs_nothing() -> None:

@@ -1,11 +1,16 @@
 """Validation rows teach nothing, and feeds nobody can learn from are named."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from workbench.base.errors import BadInput
+from workbench.release.evidence import measure
+from workbench.release.gates import judge
+from workbench.train.baseline import fit_baseline
+from workbench.train.fit import fit
 from workbench.train.rows import encoded
 
 
@@ -38,3 +43,24 @@ def test_validation_rows_that_are_training_rows_are_refused(world: SimpleNamespa
         encoded(world.train, world.feed("month<4", "again"), world.recipe)
     with pytest.raises(BadInput, match="1,200 of the 1,800 rows"):
         encoded(world.train, world.feed("month >= 2", "later"), world.recipe)
+
+
+def test_a_model_is_not_judged_on_rows_it_was_trained_on(world: SimpleNamespace) -> None:
+    made = fit_baseline(world.train, recipe=world.recipe, valid=world.valid, name="flights")
+    net = fit(
+        world.module.WindNet(4 - 1, [4]),
+        world.train,
+        recipe=made.recipe,
+        valid=world.valid,
+        name="flights",
+        epochs=1,
+    )
+    clean = measure(made.bundle(), world.valid, calls=2)
+    assert clean.seen == 0 and judge(clean, baseline=clean, champion=None).rows
+    for one in (made, net):
+        found = measure(one.bundle(), world.feed("month >= 3", "late"), calls=2)
+        assert (found.seen, found.rows) == (600, 1_200)
+        with pytest.raises(BadInput, match="was trained on 600 of the 1,200 rows it was measured on"):
+            judge(found, baseline=found, champion=None)
+    Path(made.run.artifacts["rows"]).unlink()  # pruned: not known any more
+    assert measure(made.bundle(), world.feed("month >= 3", "late"), calls=2).seen == 0

@@ -190,12 +190,13 @@ class Feed:
 
     def shared(self, other: "Feed") -> int:
         "How many accepted rows are accepted rows of `other` too: the same row of the same file, or of its copy."
-        self._checked(), other._checked()
-        mine, theirs = (
-            {source.mark(): feed._places.get(source.name, RowSet()) for source in feed.sources}
-            for feed in (self, other)
-        )
+        mine, theirs = self.places(), other.places()
         return sum(mine[mark].shared(theirs[mark]) for mark in mine if mark in theirs)
+
+    def places(self) -> dict[str, RowSet]:
+        "The accepted rows of each file, by what the file holds; checks first."
+        self._checked()
+        return {source.mark(): self._places.get(source.name, RowSet()) for source in self.sources}
 
     def columns(self) -> Columns:
         "The accepted rows as arrays by name."

@@ -10,8 +10,10 @@
 __all__ = ["RowSet"]
 
 # %% ../../notebooks/20_data/09_rowset.ipynb #6b341e4f
+import base64
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +73,23 @@ class RowSet:
             int((self.mask(start, size) & other.mask(start, size)).sum())
             for start, size in zip(self.starts, self.sizes, strict=True)
         )
+
+    def to_json(self) -> list[list[Any]]:
+        "Plain data that `from_json` reads back: first row, rows, and the bits (base64) where some are left out."
+        bits = [None if one is None else base64.b64encode(one.tobytes()).decode() for one in self.bits]
+        return [list(span) for span in zip(self.starts, self.sizes, bits, strict=True)]
+
+    @classmethod
+    def from_json(cls, spans: list[list[Any]]) -> "RowSet":
+        "What `to_json` wrote."
+        found = cls()
+        for start, size, text in spans:
+            bits = None if text is None else np.frombuffer(base64.b64decode(text), np.uint8)
+            found.starts.append(start)
+            found.sizes.append(size)
+            found.bits.append(bits)
+            found.count += size if bits is None else int(_bits(bits, 0, size).sum())
+        return found
 
     @property
     def nbytes(self) -> int:

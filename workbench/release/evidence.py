@@ -42,6 +42,7 @@ from .resample import curve, resampled
 from ..serve.comparison import ShadowReport
 from ..serve.engine import Engine
 from ..train.metrics import score, slices
+from ..train.rows import trained_rows
 
 CALLS = 500
 SLICE_VALUES = 40  # a text column with more values is no slice unless it is asked for
@@ -67,6 +68,7 @@ class Evidence:
     fingerprint: str  # of the feed
     run: str = ""
     trained_on: str = ""  # fingerprint of the feed the bundle was trained on, where it is known
+    seen: int = 0  # of the rows, that it was trained on, as far as the record of its training says
     draws: dict[str, list[float]] = field(default_factory=dict)  # a metric on rows drawn again, once a draw
     missing: list[dict[str, Any]] = field(default_factory=list)  # column, auc without it, loss; worst first
     usd_per_1000: float | None = None  # compute of 1,000 requests of one row
@@ -255,7 +257,7 @@ def measure(
             rows=len(y),
             fingerprint=feed.fingerprint(),
             run=run.id,
-            trained_on=str(bundle.lineage.get("data") or ""),
+            **_trained(bundle, feed, run),
             draws=draws,
             missing=missing,
             curve=bins,
@@ -273,6 +275,14 @@ def _proof(
     assert run.ledger is not None
     asked = load_settings().target_rate if rate is None else rate
     return proved(bundle, rows, found, run.ledger, asked, repeated)
+
+
+def _trained(bundle: Bundle, feed: Feed, run: Run) -> dict[str, Any]:
+    assert run.ledger is not None
+    lineage, here = bundle.lineage, feed.places()
+    known = trained_rows(str(lineage.get("run") or ""), run.ledger)
+    seen = sum(rows.shared(here[mark]) for mark, rows in known.items() if mark in here)
+    return {"trained_on": str(lineage.get("data") or ""), "seen": seen}
 
 
 def _shadowed(report: ShadowReport | None, bundle: Bundle) -> dict[str, Any]:

@@ -233,6 +233,9 @@ def judge(
     if challenger.trained_on and challenger.trained_on == challenger.fingerprint:
         what = f"{challenger.ref} was measured on the rows it was trained on"
         raise BadInput(what, "measure on a feed it has not seen")
+    if challenger.seen:
+        what = f"{challenger.ref} was trained on {challenger.seen:,} of the {challenger.rows:,} rows it was measured on"
+        raise BadInput(what, "measure on rows it has not seen: where= holds them out")
     for gate in gates:
         expected("gate", gate, Gate, "give [Gate('auc', 0.6, '>=', 'why')], or change default_gates()")
     rows = [_row(gate, *MEASURES[gate.name](challenger, baseline, champion)) for gate in gates]

@@ -33,7 +33,7 @@ from ..models.linear import LinearScorer
 from ..models.shelf import check_name
 from .metrics import score
 from .result import Fit, model_path
-from .rows import Rows, asked, encoded
+from .rows import Rows, asked, encoded, note_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -92,7 +92,9 @@ def fit_baseline(
         track(f"baseline {name}") as tracker,
     ):
         tracker.stage("read")
-        return _fitted(encoded(train, valid, recipe, decisions), run, name, C, tracker)
+        rows = encoded(train, valid, recipe, decisions)
+        note_rows(run, train)
+        return _fitted(rows, run, name, C, tracker)
 
 
 def _asked(
@@ -207,6 +209,7 @@ def baselines(
         rate = float(rows.y.mean())
         table = [_line("majority", lambda x: np.full(len(x), rate), rows, 0.0)]
         with start("fit", name, params={"model": "baseline", **params}, **given) as fitting:
+            note_rows(fitting, train)
             logistic = _fitted(rows, fitting, name, C, tracker)
         scorer = LinearScorer(**logistic.config).load_weights(logistic.weights)
         table.append(_line("logistic", scorer, rows, fitting.wall_s))

@@ -33,7 +33,7 @@ from ..models.shelf import check_name
 from .loop import Arrays, LoopConfig, LoopResult, deterministic, predict, train_loop
 from .metrics import score, slices
 from .result import Fit, model_path, rebuild
-from .rows import Rows, asked, encoded, streamed
+from .rows import Rows, asked, encoded, note_rows, streamed
 from .scale import scale_loop
 
 
@@ -168,6 +168,7 @@ def fit(
         tracker.stage("read")
         groups = _groups(valid, by)
         rows, loader = _rows(train, valid, recipe, decisions, config, stream)
+        note_rows(run, train)
         result = _trained(net, path, rows, loader, config, workers, threads, run, tracker, on_epoch)
         return _result(run, name, path, model, net, result, rows, groups)
 
