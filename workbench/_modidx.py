@@ -1768,6 +1768,10 @@ d = {
                 "20_data/agreement.html#_standing",
                 "workbench/data/agreement.py",
             ),
+            "workbench.data.agreement._table": (
+                "20_data/agreement.html#_table",
+                "workbench/data/agreement.py",
+            ),
             "workbench.data.agreement.agreement": (
                 "20_data/agreement.html#agreement",
                 "workbench/data/agreement.py",

@@ -1,10 +1,12 @@
 """Agreement of labellers, against published examples."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from workbench.base.errors import BadInput
-from workbench.data.agreement import agreement, alpha, cohen_kappa, fleiss_kappa
+from workbench.data.agreement import agreement, alpha, cohen_kappa, fleiss_kappa, majority
 
 # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C: 4 observers, 12 units, gaps.
 GAPS = [
@@ -50,3 +52,17 @@ def test_labels_that_cannot_be_compared_are_said() -> None:
         fleiss_kappa([["a", "b"], ["a", None]])
     with pytest.raises(BadInput, match="2 labels against 1"):
         cohen_kappa(["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: agreement([["a", "b"], ["a", "a"]], scale="interval"), "'a', 'b' are no numbers"),
+        (lambda: majority(["cat", "dog"]), "give \\[items, labellers\\]"),
+        (lambda: alpha([["a"], ["a", "b"]]), "shape"),
+        (lambda: cohen_kappa(None, ["a"]), "first is None"),
+    ],
+)
+def test_labels_that_are_none_are_refused(ask: Callable[[], object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        ask()

@@ -76,3 +76,14 @@ def test_nonsense_is_refused() -> None:
     (opened().folder / "manifest.json").write_text("{")
     with pytest.raises(Corrupt, match="no manifest"):
         opened()
+
+
+def test_what_is_no_decision_about_a_row_is_refused_before_it_is_written(project: Path) -> None:
+    with pytest.raises(BadInput, match="row_ids"):
+        opened().add("row 7", "keep")
+    with pytest.raises(BadInput, match="2 rows and 1 labels"):
+        opened().drop(IDS[:2], [0])
+    assert not opened().mine
+    (project / "taken").write_text("")
+    with pytest.raises(BadInput, match="is a file"):
+        Decisions.open("taken")

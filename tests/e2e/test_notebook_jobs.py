@@ -199,6 +199,7 @@ def test_jobs_of_the_file_are_shown_paused_and_not_run_by_the_lab(call: Call, le
     assert len(members(ledger)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_a_job_is_created_in_the_dialog_and_its_output_opened(page: Any, served: Lab, call: Call) -> None:
     shots = Path(os.environ.get("SHOTS", served.folder))

@@ -61,6 +61,7 @@ def shown(book: Any) -> list[Any]:
     return [(cell.source, cell.get("execution_count"), cell.get("outputs")) for cell in book.cells]
 
 
+@pytest.mark.long
 def test_papermill_with_the_engine_gives_what_it_gives_without(write, warm: Path) -> None:
     source = write(*CELLS)
     for value, code in (("7", 0), ("5", 1)):

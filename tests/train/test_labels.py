@@ -64,6 +64,7 @@ def test_an_audit_is_the_same_twice_and_no_row_judges_itself(ledger: Ledger) -> 
         ({"seed": -1}, "seed is -1"),
         ({"near": "x"}, "near is 'x'"),
         ({"rule": "best"}, "rule is 'best'"),
+        ({"by": "site"}, "by names 'site'"),
     ],
 )
 def test_what_an_audit_cannot_do_is_refused_before_it_trains(

@@ -102,6 +102,7 @@ def texts(project: Path, ledger: Ledger) -> Path:
     return project
 
 
+@pytest.mark.long
 def test_its_notebooks_are_jobs(texts: Path, ledger: Ledger) -> None:
     told = run(
         texts / "notebooks/words/2_gpt.ipynb", {"width": 32, "layers": 1, "context": 32}, ledger=ledger

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..base import html
-from ..base.errors import BadInput
+from ..base.errors import BadInput, expected
 
 Scale = Literal["nominal", "ordinal", "interval"]
 TENTATIVE = 0.667  # Krippendorff: below it, no conclusion
@@ -31,11 +31,20 @@ def _missing(value: Any) -> bool:
     return value is None or value == "" or value != value
 
 
-def _codes(labels: Any) -> tuple[list[Any], np.ndarray]:
-    "Classes in order, and the code of each label ([items, labellers]; -1: not given)."
-    table = np.asarray(labels, dtype=object)
+def _table(labels: Any) -> np.ndarray:
+    "[items, labellers] of anything; raises `BadInput`."
+    try:
+        table = np.asarray(labels, dtype=object)
+    except ValueError:  # rows of arrays that do not fit together
+        table = np.empty(0, dtype=object)
     if table.ndim != 2 or min(table.shape) < 1:
         raise BadInput(f"labels have shape {table.shape}", "give [items, labellers], one column a person")
+    return table
+
+
+def _codes(labels: Any) -> tuple[list[Any], np.ndarray]:
+    "Classes in order, and the code of each label ([items, labellers]; -1: not given)."
+    table = _table(labels)
     found = {value for value in table.ravel().tolist() if not _missing(value)}
     try:
         classes = sorted(found)
@@ -59,7 +68,11 @@ def _differences(scale: Scale, classes: Sequence[Any], totals: np.ndarray) -> np
     if scale == "ordinal":  # as far apart as there are labels between them
         places = np.cumsum(totals) - totals / 2
     elif scale == "interval":
-        places = np.asarray(classes, np.float64)
+        try:
+            places = np.asarray(classes, np.float64)
+        except (ValueError, TypeError):
+            what = f"labels {', '.join(map(repr, classes[:3]))} are no numbers"
+            raise BadInput(what, "scale='interval' needs numbers; give nominal or ordinal") from None
     else:
         raise BadInput(f"scale is {scale!r}", "give nominal, ordinal or interval")
     return np.subtract.outer(places, places) ** 2
@@ -87,6 +100,8 @@ def alpha(
 # %% ../../notebooks/20_data/44_agreement.ipynb #kappas
 def cohen_kappa(first: Any, second: Any) -> float:
     "Cohen's kappa of two labellers, over the items both labelled."
+    for what, labels in (("first", first), ("second", second)):
+        expected(what, labels, (Sequence, np.ndarray), "give the labels of one person, one an item")
     if len(first) != len(second):
         raise BadInput(f"{len(first)} labels against {len(second)}", "give one label an item from both")
     _, codes = _codes(np.array([list(first), list(second)], dtype=object).T)
@@ -197,8 +212,5 @@ def _standing(row: dict[str, Any]) -> tuple[bool, float]:
 
 def majority(labels: Any) -> list[Any]:
     "The label most gave, item by item; None where there is a tie or no label."
-    rows = [
-        Counter(v for v in row if not _missing(v)).most_common(2)
-        for row in np.asarray(labels, dtype=object).tolist()
-    ]
+    rows = [Counter(v for v in row if not _missing(v)).most_common(2) for row in _table(labels).tolist()]
     return [row[0][0] if row and (len(row) == 1 or row[0][1] > row[1][1]) else None for row in rows]

@@ -17,6 +17,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from .sketch import Arrays
 Verb = Literal["keep", "change", "drop", "unsure", "undo"]
 Role = Literal["train", "test"]
 _FORMAT = 1
+_ID = re.compile("[0-9a-f]{16}")
 
 
 # %% ../../notebooks/20_data/46_decisions.ipynb #row-ids
@@ -129,6 +131,8 @@ class Decisions:
         path = project_path(folder)
         if role not in get_args(Role):
             raise BadInput(f"role is {role!r}", "give train or test")
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path} is a file", "decisions are kept in a folder of their own")
         facts = {"format": _FORMAT, "name": name, "classes": [_plain(c) for c in classes], "role": role}
         with _lock(private_folder(path)):
             if not (path / "manifest.json").exists():
@@ -194,6 +198,8 @@ class Decisions:
 
     def drop(self, rows: Sequence[str], was: Sequence[Any], note: str = "") -> int:
         "Drop many rows in one write, e.g. what an audit found."
+        if len(rows) != len(was):
+            raise BadInput(f"{len(rows)} rows and {len(was)} labels", "give the label that each row has")
         made = [self._made(row, "drop", None, old, note) for row, old in zip(rows, was, strict=True)]
         self._append(made)
         return len(made)
@@ -219,6 +225,8 @@ class Decisions:
 
     def _check(self, row: str, verb: str, label: Any) -> None:
         expected("row", row, str, "give an id: row_ids(columns)")
+        if not _ID.fullmatch(row):
+            raise BadInput(f"row is {row[:40]!r}", "give an id of 16 hex characters: row_ids(columns)")
         if verb not in get_args(Verb):
             raise BadInput(f"verb is {verb!r}", f"give one of {', '.join(get_args(Verb))}")
         if verb == "drop" and self.role == "test":

@@ -186,7 +186,9 @@ def audit(
     recipe: Recipe | None = None,  # of a feed: features and label
     model: Any = None,  # who judges: classifier, net or function; the baseline when None
     probabilities: np.ndarray | None = None,  # [rows, classes], when you have them
-    by: Sequence[str] | Mapping[str, np.ndarray] = (),  # sources and times whose label rates are compared
+    by: str
+    | Sequence[str]
+    | Mapping[str, np.ndarray] = (),  # sources and times whose label rates are compared
     labellers: Any = None,  # [rows, labellers]
     people: Sequence[str] = (),
     role: Role = "train",
@@ -207,7 +209,8 @@ def audit(
     columns, x, y, recipe, mark = _rows(source, labels, recipe)
     what = name or (source.name if isinstance(source, Feed) else "labels")
     how = "given" if probabilities is not None else f"{_named(model)}, {folds} folds, {repeats} times"
-    groups = by if isinstance(by, Mapping) else {one: _column(columns, one) for one in by}
+    names = [by] if isinstance(by, str) else by
+    groups = by if isinstance(by, Mapping) else {one: _column(columns, one) for one in names}
     params = {"folds": folds, "repeats": repeats, "model": _named(model), "role": role, "rule": rule}
     with (
         start("audit", what, params=params, data=mark, seed=seed, ledger=ledger) as run,
