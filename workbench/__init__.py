@@ -16,6 +16,7 @@ Modules:
 - `workbench.base.displays`: Which displays of progress there are, by name; whoever brings one says where it is.
 - `workbench.base.errors`: One tree; every message says what happened, the value, and what to do.
 - `workbench.base.events`: One line an event, with the run it belongs to.
+- `workbench.base.heart`: A run says that it is alive and what it has cost, so that one that is killed ends where it was last heard of.
 - `workbench.base.html`: What every noun looks like in a notebook, escaped.
 - `workbench.base.identity`: Which code, on which data, in which environment, with which parameters and seed.
 - `workbench.base.ledger`: The one file that knows what happened.

@@ -159,6 +159,22 @@ d = {
             ),
             "workbench.base.events.say": ("00_base/events.html#say", "workbench/base/events.py"),
         },
+        "workbench.base.heart": {
+            "workbench.base.heart.Heart": ("00_base/heart.html#heart", "workbench/base/heart.py"),
+            "workbench.base.heart.Heart.__init__": (
+                "00_base/heart.html#heart.__init__",
+                "workbench/base/heart.py",
+            ),
+            "workbench.base.heart.Heart._run": ("00_base/heart.html#heart._run", "workbench/base/heart.py"),
+            "workbench.base.heart.Heart.beating": (
+                "00_base/heart.html#heart.beating",
+                "workbench/base/heart.py",
+            ),
+            "workbench.base.heart.Living": ("00_base/heart.html#living", "workbench/base/heart.py"),
+            "workbench.base.heart.Living.beat": ("00_base/heart.html#living.beat", "workbench/base/heart.py"),
+            "workbench.base.heart._begin_anew": ("00_base/heart.html#_begin_anew", "workbench/base/heart.py"),
+            "workbench.base.heart.beating": ("00_base/heart.html#beating", "workbench/base/heart.py"),
+        },
         "workbench.base.html": {
             "workbench.base.html._cell": ("00_base/html.html#_cell", "workbench/base/html.py"),
             "workbench.base.html.badge": ("00_base/html.html#badge", "workbench/base/html.py"),

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,3 +150,25 @@ def test_beating_is_cheap(ledger: Ledger) -> None:
         for _ in range(1000):
             run.beat()
     assert run.heartbeat_at == first
+
+
+def _work_until_killed(root: str, began: Any) -> None:
+    with records.start("fit", "x", ledger=Ledger(Store(Path(root)))) as run:
+        began.put(run.id)
+        while True:
+            sum(range(100_000))
+
+
+def test_a_killed_run_ends_where_it_was_last_heard_of_with_what_it_had_cost(ledger: Ledger) -> None:
+    apart = multiprocessing.get_context("forkserver")
+    began = apart.SimpleQueue()
+    worker = apart.Process(target=_work_until_killed, args=(str(ledger.store.root), began))
+    worker.start()
+    run_id = began.get()
+    while not records.find(run_id, ledger).heartbeat_at:
+        time.sleep(0.05)
+    worker.kill()
+    worker.join()
+    found = records.find(run_id, ledger)
+    assert (found.status, found.ended_at) == ("killed", found.heartbeat_at)
+    assert found.wall_s > 0.5 and found.cost["cpu_s"] > 0 and found.cost["usd"] > 0

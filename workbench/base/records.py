@@ -3,7 +3,7 @@
 - A run is written when it starts, not when it ends: a process that is killed leaves a row, and the next reader marks it `killed`.
 - Runs nest: a run started inside another has it as its parent and takes over its identity.
 - A run is queued, running, succeeded, failed, timed_out, killed or skipped, and `cause` says in a few words why: user, timeout, out of memory, signal SIGKILL, process died.
-- A queued run is taken by one process only; so is an id that a caller gives. Long work beats (`Run.beat`): a run of another host that was silent for five minutes is lost.
+- A queued run is taken by one process only; so is an id that a caller gives. A run beats while it lives: one that is killed ends where it was last heard of, with what it had cost; one of another host that was silent for five minutes is lost.
 - What this process knows to be a secret is not written down.
 - A run never fails because of its record's mirror, and never waits for it."""
 
@@ -43,7 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import events, html, mirror
+from . import events, heart, html, mirror
 from .errors import BadInput, JobFailed, NotFound, Stopped, WorkbenchError
 from .identity import identity_of
 from .ledger import Ledger
@@ -151,12 +151,13 @@ class Run:
             db.execute("update runs set metrics=? where id=?", (redact(_json(self.metrics)), self.id))
 
     def beat(self) -> None:
-        "Say that this run is alive; written down every five seconds at most."
+        "Say that this run is alive and what it has cost; written down every five seconds at most."
         assert self.ledger is not None
         if time.time() - (self.heartbeat_at or 0) >= BEAT_EVERY_S:
             self.heartbeat_at = time.time()
+            sql = "update runs set heartbeat_at=?, cost=? where id=? and status='running'"
             with self.ledger.change() as db:
-                db.execute("update runs set heartbeat_at=? where id=?", (self.heartbeat_at, self.id))
+                db.execute(sql, (self.heartbeat_at, _json(self.spent()), self.id))
 
     def keep(self, name: str, path: Path) -> None:
         "Note a file or folder that came out of this run."
@@ -293,7 +294,7 @@ def start(
     token = _current.set(run)
     problem: BaseException | None = None
     try:
-        with events.bound(run=run.id):
+        with events.bound(run=run.id), heart.beating(run):
             yield run
     except BaseException as error:
         problem = error

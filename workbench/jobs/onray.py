@@ -21,7 +21,6 @@ import os
 import queue
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -165,8 +164,6 @@ class _Watch:
                 begun = begun or time.monotonic()
                 self._show(event["state"])
             self.tracker.advance(0)  # raises when Stop was pressed
-            with contextlib.suppress(sqlite3.OperationalError):  # a busy ledger is no reason to end the work
-                self.run.beat()
             self._check(submitted, begun)
 
     def _show(self, state: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ import dataclasses
 import importlib
 import os
 import queue
-import sqlite3
 import statistics
 import time
 from collections.abc import Iterator
@@ -147,8 +146,6 @@ def _follow(execution: "Execution", tracker: Tracker, limits: _Limits, run: Run)
             tracker.advance(0)  # raises when Stop was pressed
         if not execution.began:  # a kernel that is being started is no cell
             cell_began = time.monotonic()
-        with suppress(sqlite3.OperationalError):  # a full disk, a busy ledger: no reason to end the work
-            run.beat()
         if late := limits.passed(began, cell_began):
             return Ending(JobTimedOut, late, "timeout", "give it more time, or less to do"), drawn
 

@@ -163,7 +163,6 @@ class _Campaign:
                     self._note(waiting.popleft().result())
                 if lent and self.run.spending:
                     self.run.spending.lend(one.cpu_s, one.peak_mb)
-                self.run.beat()
                 self.tracker.advance(one.rows)
             while waiting:
                 self._note(waiting.popleft().result())
