@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workbench.base import settings
-from workbench.base.errors import BadSetting, NotFound
+from workbench.base.errors import BadInput, BadSetting, NotFound
 from workbench.base.settings import load_settings, project_path, resolve_secret
 
 
@@ -53,6 +53,11 @@ def test_bad_settings_name_file_section_and_accepted_form(
         load_settings(profile)
     assert said in str(caught.value)
     assert "settings.ini" in str(caught.value)
+
+
+def test_a_profile_is_a_name(project: Path) -> None:
+    with pytest.raises(BadInput, match="profile is 3, expected str"):
+        load_settings(3)
 
 
 def test_a_binary_settings_file_is_said_to_be_unreadable(project: Path) -> None:

@@ -141,6 +141,11 @@ def test_every_layout_uses_every_device_and_a_plan_that_fits_fits(model: str, gp
         assert "no layout fits" in made.why and ("would do" in made.why or "larger" in made.why)
 
 
+def test_a_step_of_less_than_a_sequence_is_refused() -> None:
+    with pytest.raises(BadInput, match="batch_tokens = 100, a sequence has"):
+        shard("8b", 64, batch_tokens=100)
+
+
 def test_a_hundred_billion_on_a_thousand() -> None:
     begun = time.perf_counter()
     made = shard("100b", 1000, "h200")

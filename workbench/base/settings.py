@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import BadSetting, NotFound
+from .errors import BadSetting, NotFound, expected
 
 
 # %% ../../notebooks/00_base/20_settings.ipynb #resolve-secret
@@ -207,6 +207,7 @@ def _explain(error: ValidationError, path: Path, profile: str) -> BadSetting:
 # %% ../../notebooks/00_base/20_settings.ipynb #load-settings
 def load_settings(profile: str | None = None) -> Settings:
     "Settings of `profile` (default: WORKBENCH_PROFILE, then laptop); raises `BadSetting`."
+    expected("profile", profile, (str, type(None)), "give the name of a section of settings.ini")
     profile = profile or os.environ.get("WORKBENCH_PROFILE") or "laptop"
     path = project_root() / "settings.ini"
     stamp = path.stat().st_mtime_ns if path.is_file() else 0

@@ -296,6 +296,8 @@ def _verdict(bundle: Any, feed: str, where: str, baseline: str, rate: float | No
     from workbench.release import gates, people, registry
 
     pairs = [text.partition("=") for text in waive]
+    if bare := next((gate for gate, _, why in pairs if not why.strip()), None):
+        raise BadParameter(f"--waive {bare} gives no reason", f"write --waive '{bare}=why you answer for it'")
     by = people.me().name if waive else ""
     given = {"rate": rate, "waivers": [gates.Waiver(name, by, why) for name, _, why in pairs]}
     if feed:
@@ -317,7 +319,7 @@ def promote(
     baseline: Annotated[str, typer.Option(help="The model (name/version) it must not be worse than.")] = "",
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests a second it must bear, beside --feed; the profile's target_rate."),
+        typer.Option(min=0, help="Requests a second it must bear, beside --feed; the profile's target_rate."),
     ] = None,
     waive: Annotated[
         list[str], typer.Option(help="GATE=WHY: you answer for a gate that does not hold, beside --feed.")

@@ -147,7 +147,10 @@ def shard(
     shape, chip = shape_of(model), device if isinstance(device, Chip) else chip_of(device)
     if not 1 <= gpus <= _MOST:
         raise BadInput(f"gpus = {gpus}", f"give 1 to {_MOST}")
-    price, batch = chip.usd_per_h if usd_per_h is None else usd_per_h, max(1, batch_tokens // shape.context)
+    if batch_tokens < shape.context:
+        what = f"batch_tokens = {batch_tokens:,}, a sequence has {shape.context:,}"
+        raise BadInput(what, "give a whole sequence at least")
+    price, batch = chip.usd_per_h if usd_per_h is None else usd_per_h, batch_tokens // shape.context
     every = [_made(shape, chip, layout, batch, reach, price) for layout in layouts(shape, gpus, chip)]
     good = [plan for plan in every if plan.fits]
     if not good:
