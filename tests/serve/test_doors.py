@@ -13,11 +13,13 @@ from conftest import GOOD, TOKEN, Service, make_service
 from starlette.testclient import TestClient
 
 from workbench.base.errors import BadSetting
+from workbench.base.store import Store
 from workbench.serve.app import create_app
 from workbench.serve.body import plain_row, read_json
 from workbench.serve.clients import Client, Clients, load_clients
 from workbench.serve.engine import Engine
 from workbench.serve.refusal import Refusal
+from workbench.serve.requestlog import RequestLog, read
 
 PARTNER = "token-of-a-partner-012345"
 OWNER = {"authorization": f"Bearer {TOKEN}"}
@@ -50,6 +52,17 @@ def test_a_stream_gives_each_part_when_it_is_scored(client: TestClient, engine: 
     assert answers == engine.scores(rows)
     refused = client.post("/v1/models/flights:stream", json={"rows": [*rows, {**GOOD, "seats": 0}]})
     assert refused.status_code == 422 and refused.json()["detail"][0]["loc"] == ["body", "rows", 80, "seats"]
+
+
+def test_each_row_of_a_stream_has_its_position_in_the_log(engine: Engine, store: Store) -> None:
+    log = RequestLog("flights", engine.contract, store=store)
+    rows = [{**GOOD, "distance": float(i)} for i in range(80)]
+    with TestClient(create_app(engine, token=TOKEN, log=log), base_url="http://localhost") as made:
+        made.post("/v1/models/flights:stream", json={"rows": rows}, headers=OWNER)
+    log.close()
+    found = read("flights", store)
+    assert found["position"].to_list() == list(range(80))
+    assert found["row"].struct.field("distance").to_list() == [float(i) for i in range(80)]
 
 
 def tensors(rows: int, **changed: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from workbench.serve.canary import Canary, Decision
 from workbench.serve.comparison import ShadowReport, Tally
 from workbench.serve.engine import Engine
 from workbench.serve.feedback import join, quality
-from workbench.serve.requestlog import RequestLog
+from workbench.serve.requestlog import RequestLog, read
 from workbench.serve.sequential import Race
 from workbench.serve.shadow import Shadow
 from workbench.serve.traffic import Traffic, direct, directed, end, seen, shadow_report
@@ -175,11 +175,23 @@ def test_a_shadow_reports_for_whom_it_disagrees(ledger: Ledger) -> None:
     assert ShadowReport.from_json(json.loads(json.dumps(report.to_json(), default=str))).rows == 200
 
 
+def test_a_shadow_keeps_the_position_of_each_row(ledger: Ledger) -> None:
+    first, second = add(ledger), another(ledger)
+    shadow = Shadow(second, (first.ref, first.digest), share=1.0, store=ledger.store)
+    for at in (0, 3):
+        shadow.offer("r", [{**GOOD, "distance": float(at + n)} for n in range(3)], [0.5] * 3, 1e-5, at)
+    assert shadow.drain(60)
+    shadow.close()
+    kept = read("flights", ledger.store, "shadow")
+    assert kept["position"].to_list() == list(range(6))
+    assert kept["row"].struct.field("distance").to_list() == [float(n) for n in range(6)]
+
+
 def test_rows_are_counted_at_once_and_told_now_and_then(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, told, read = add(ledger), another(ledger), [], Tally.from_json
-    monkeypatch.setattr(Tally, "from_json", lambda said: told.append(1) or read(said))
+    first, second, told, from_json = add(ledger), another(ledger), [], Tally.from_json
+    monkeypatch.setattr(Tally, "from_json", lambda said: told.append(1) or from_json(said))
     rows = [{**GOOD, "distance": float(n)} for n in range(64)]
     scores = Engine(first).scores(rows)
     shadow = Shadow(second, (first.ref, first.digest), share=1.0)

@@ -250,13 +250,19 @@ class Desk:
             raise
 
     def keep(
-        self, exchange: Any, rows: list[Any], found: Answered, arrived_s: float, new: bool = False
+        self,
+        exchange: Any,
+        rows: list[Any],
+        found: Answered,
+        arrived_s: float,
+        new: bool = False,
+        first: int = 0,  # position of the first row in its request
     ) -> None:
         "What is remembered of an answer."
         if self.log is not None:
-            self.log.add(exchange.id, found.loaded.version, rows, found.scores)
+            self.log.add(exchange.id, found.loaded.version, rows, found.scores, first)
         if self.traffic is not None:
-            self.traffic.saw(new, exchange.id, rows, found, time.monotonic() - arrived_s)
+            self.traffic.saw(new, exchange.id, rows, found, time.monotonic() - arrived_s, first)
         self.engine.counts.answered_rows += len(rows)
 
     async def feedback(self, exchange: Any, receive: Receive, send: Send) -> None:
@@ -303,7 +309,7 @@ class Desk:
                 return
             if not at:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-            self.keep(exchange, part, found, arrived_s)
+            self.keep(exchange, part, found, arrived_s, first=at)
             answers = self.engine.answers(part, found.scores, found.loaded)
             await _event(send, b"predictions", json.dumps(answers).encode(), True)
         await _event(send, b"end", b"{}", False)

@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,22 @@ class Mirror:
         self._pictures = [name for name in contract.inputs if contract.columns[name].dtype == "image"]
 
     def see(self, entries: list[list[Any]]) -> None:
-        "Score a batch: request, rows, what the champion said, its seconds a row."
+        "Score a batch: request, rows, what the champion said, its seconds a row, position of the first."
         flat = [
-            (request, row, score, row_s)
-            for request, rows, scores, row_s in entries
-            for row, score in zip(rows, scores, strict=True)
+            (request, row, score, row_s, at)
+            for request, rows, scores, row_s, first in entries
+            for at, row, score in zip(count(first), rows, scores, strict=False)
         ]
         read = [(values, case) for case in flat if (values := self._read(case[1])) is not None]
         for (_, case), score in zip(read, self._scores([values for values, _ in read]), strict=True):
-            request, row, first, row_s = case
+            request, row, said, row_s, at = case
             self.tally.seconds[0].add(row_s)
             if score is None:
                 continue
             told = {name: row[name] for name in row if name not in self._pictures} if self._pictures else row
-            self.tally.add(request, told, first, score)
+            self.tally.add(request, told, said, score)
             if self.log is not None and score == score:
-                self.log.add(request, self.loaded.version, [row], [score])
+                self.log.add(request, self.loaded.version, [row], [score], at)
 
     def _read(self, row: Any) -> Any:
         try:

@@ -125,7 +125,7 @@ class Shadow:
             raise BadInput(f"a shadow of share {share}", "above 0, at most 1")
         self.bundle, self.champion, self.share, self.threshold = bundle, champion, share, threshold
         self._store, self._most, self._hang_s = store, queue_rows, hang_s
-        self._waiting: deque[tuple[str, list[Any], list[float], float]] = deque()
+        self._waiting: deque[tuple[str, list[Any], list[float], float, int]] = deque()
         self._rows = 0  # that wait, or are with the challenger
         self._untold, self._told_s = False, 0.0  # whether it has counted what the tally here has not
         self.dropped = self.died = 0
@@ -134,7 +134,14 @@ class Shadow:
         self._thread = threading.Thread(target=self._work, name=f"shadow-{bundle.name}", daemon=True)
         self._thread.start()
 
-    def offer(self, request: str, rows: list[Any], scores: list[float], row_s: float) -> None:
+    def offer(
+        self,
+        request: str,
+        rows: list[Any],
+        scores: list[float],
+        row_s: float,
+        first: int = 0,  # position of the first row in its request
+    ) -> None:
         "What was asked and answered; returns at once and never raises."
         if self.share < 1 and random.random() >= self.share:
             return
@@ -142,7 +149,7 @@ class Shadow:
             self.dropped += len(rows)
             return
         self._rows += len(rows)
-        self._waiting.append((request, rows, scores, row_s))
+        self._waiting.append((request, rows, scores, row_s, first))
         self._due.set()
 
     def report(self) -> ShadowReport:

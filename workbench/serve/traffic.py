@@ -225,18 +225,28 @@ class Traffic:
         own = [row[name] for name in keys if isinstance(row, dict) and row.get(name) is not None]
         return self.canary.goes(given or json.dumps(own, default=str) if given or own else request)
 
-    def saw(self, new: bool, request: str, rows: list[Any], found: Answered, took_s: float) -> None:
+    def saw(
+        self,
+        new: bool,
+        request: str,
+        rows: list[Any],
+        found: Answered,
+        took_s: float,
+        first: int = 0,  # position of the first row in its request
+    ) -> None:
         "An answer is out."
         if self.canary is not None:
             self.canary.saw(new, took_s)
-            self._answered[request] = (new, found.scores[0])
+            if not first:
+                self._answered[request] = (new, found.scores[0])
             if len(self._answered) > REMEMBERED:
                 self._answered.popitem(last=False)
             if took_s > self.canary.slow_s:
                 self._judge()
         if self.shadow is not None and not new:
             trace = found.trace
-            self.shadow.offer(request, rows, found.scores, trace.compute_s / max(1, trace.batch_rows))
+            row_s = trace.compute_s / max(1, trace.batch_rows)
+            self.shadow.offer(request, rows, found.scores, row_s, first)
 
     def failed(self, new: bool) -> None:
         "A version did not answer."
