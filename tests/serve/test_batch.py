@@ -155,6 +155,7 @@ def expected(project: Path, bundle: Bundle) -> pl.DataFrame:
 def test_a_folder_holds_each_row_once_and_is_a_feed(windy: Bundle, project: Path) -> None:
     scores = predict(windy, "days", to="scores")
     assert (scores.rows, scores.refused, scores.kept_rows) == (156, 4, 0)
+    assert f"4 refused, see: workbench quarantine show {scores.run}" in str(scores)
     assert published(project / "scores").equals(expected(project, windy))
     found = Contract(
         "scores", {"flight": Column("int"), "prediction": Column("float"), "model": Column("str")}

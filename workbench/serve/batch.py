@@ -55,7 +55,10 @@ class Scores:
 
     def __str__(self) -> str:
         before = f", {self.kept_rows:,} of them before" if self.kept_rows else ""
-        return f"{self.rows:,} rows scored by {self.model}{before} at {self.rows_per_s:,.0f} rows/s into {self.path}"
+        told = f"{self.rows:,} rows scored by {self.model}{before} at {self.rows_per_s:,.0f} rows/s into {self.path}"
+        if not self.refused:
+            return told
+        return f"{told}; {self.refused:,} refused, see: workbench quarantine show {self.run}"
 
     __repr__ = __str__
 
