@@ -60,6 +60,15 @@ def test_a_place_that_is_away_is_followed_by_the_next_and_then_left_alone() -> N
     assert found[0].tried == {"away": "away is away"} and "rests for" in found[-1].tried["away"]
 
 
+def test_a_place_whose_error_says_nothing_is_followed_by_the_next_too() -> None:
+    async def broken(rows: list[dict[str, Any]], left_s: float) -> list[float]:
+        raise ConnectionError
+
+    places = [Place(Site("broken", "remote"), broken), Far("other", 0.2, usd_per_1000=5.0).place]
+    found = asyncio.run(Hybrid(places).ask([GOOD]))
+    assert found.by == ["other"] and found.tried == {"broken": "ConnectionError"}
+
+
 def test_a_late_place_is_hedged_and_the_first_answer_counts() -> None:
     late, spare = Far("late", 0.1, wait_s=30.0), Far("spare", 0.2, usd_per_1000=5.0)
     found = ask([late, spare], [GOOD], deadline_s=20.0)

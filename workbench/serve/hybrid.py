@@ -194,9 +194,8 @@ class Hybrid:
         if isinstance(error, BadInput):  # the rows' fault: nobody else is asked
             raise error
         site.breaker.bad(now())
-        tried[site.name] = (
-            "not in time" if isinstance(error, TimeoutError) else str(error).splitlines()[0][:200]
-        )
+        said = str(error).partition("\n")[0][:200] or type(error).__name__  # an error may say nothing
+        tried[site.name] = "not in time" if isinstance(error, TimeoutError) else said
 
     async def _timed(self, site: Site, rows: list[dict[str, Any]], left_s: float) -> list[float]:
         began = now()
