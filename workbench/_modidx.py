@@ -9370,6 +9370,19 @@ d = {
             ),
             "workbench.serve.cache.Cache.get": ("50_serve/cache.html#cache.get", "workbench/serve/cache.py"),
             "workbench.serve.cache.Cache.put": ("50_serve/cache.html#cache.put", "workbench/serve/cache.py"),
+            "workbench.serve.cache.Repeats": ("50_serve/cache.html#repeats", "workbench/serve/cache.py"),
+            "workbench.serve.cache.Repeats.__init__": (
+                "50_serve/cache.html#repeats.__init__",
+                "workbench/serve/cache.py",
+            ),
+            "workbench.serve.cache.Repeats.saw": (
+                "50_serve/cache.html#repeats.saw",
+                "workbench/serve/cache.py",
+            ),
+            "workbench.serve.cache.Repeats.wanted": (
+                "50_serve/cache.html#repeats.wanted",
+                "workbench/serve/cache.py",
+            ),
         },
         "workbench.serve.canary": {
             "workbench.serve.canary.Canary": ("50_serve/canary.html#canary", "workbench/serve/canary.py"),
@@ -9836,6 +9849,10 @@ d = {
             ),
             "workbench.serve.engine.Engine._ask_many": (
                 "50_serve/engine.html#engine._ask_many",
+                "workbench/serve/engine.py",
+            ),
+            "workbench.serve.engine.Engine._key": (
+                "50_serve/engine.html#engine._key",
                 "workbench/serve/engine.py",
             ),
             "workbench.serve.engine.Engine._load": (

@@ -5,6 +5,7 @@ import math
 import random
 import time
 from collections import deque
+from collections.abc import Hashable, Iterable
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from workbench.base.errors import BadInput, BadRow, WorkbenchError
 from workbench.base.ledger import Ledger
 from workbench.data.contract import Column, Contract
 from workbench.models.shelf import Shelf
-from workbench.serve.cache import Cache
+from workbench.serve.cache import LOOKS, SAMPLE, Cache, Repeats
 from workbench.serve.checker import Checker
 from workbench.serve.counts import Histogram
 from workbench.serve.engine import Engine
@@ -451,3 +452,22 @@ def test_a_quantile_is_never_less_than_the_truth(values: list, share: float) -> 
         found.add(value)
     assert found.count == len(values)
     assert found.quantile(share) >= sorted(values)[max(0, int(np.ceil(share * len(values) - 1e-9)) - 1)]
+
+
+def test_rows_are_not_looked_for_where_none_is_asked_again_until_some_are() -> None:
+    repeats, seen = Repeats(), set[Hashable]()
+
+    def looked(rows: Iterable[Hashable]) -> int:
+        times = 0
+        for row in rows:
+            if repeats.wanted(row):
+                repeats.saw(row in seen)
+                seen.add(row)
+                times += 1
+        return times
+
+    assert looked((n,) for n in range(LOOKS)) == LOOKS and not repeats.worth
+    once = looked((n, "new") for n in range(20_000))
+    assert 0.8 * 20_000 / SAMPLE < once < 1.2 * 20_000 / SAMPLE
+    looked(row for n in range(20_000) for row in ((n, "cold"), ("hot",)))  # its turn comes
+    assert repeats.worth and looked([("hot",)] * 500) == 500

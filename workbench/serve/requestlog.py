@@ -284,9 +284,11 @@ class RequestLog:
         if self._redact:
             rows = [row | {name: None for name in self._redact if name in row} for row in rows]
         about, scores = (time.time(), request, version), predictions or repeat(None)
-        waiting = self.pending.add(
-            [Entry(*about, *one) for one in zip(rows, scores, count(first), strict=False)]
-        )
+        if len(rows) == 1 and predictions:  # nearly all requests, in half the time
+            made = [Entry(*about, rows[0], predictions[0], first)]
+        else:
+            made = [Entry(*about, *one) for one in zip(rows, scores, count(first), strict=False)]
+        waiting = self.pending.add(made)
         if waiting >= self.flush_rows and not self._due.is_set():
             self._due.set()
 
