@@ -137,3 +137,10 @@ def test_a_proxys_header_counts_only_from_the_proxy(people: People, ada: Person,
 def test_no_proxy_is_trusted_unless_said(people: People, ada: Person) -> None:
     with pytest.raises(NotAllowed, match="no trusted proxy"):
         from_proxy({"X-Forwarded-Email": "ada"}, "127.0.0.1", people.ledger)
+
+
+def test_who_lacks_a_role_is_told_the_command_that_adds_it(people: People, ada: Person) -> None:
+    people.add("bob", ["author"], ada)
+    with pytest.raises(NotAllowed, match="takes the role approver") as caught:
+        people.get("bob").must("approver", "answering")
+    assert "people roles bob --role author --role approver," in caught.value.hint

@@ -50,7 +50,8 @@ class Person:
         "Raise `NotAllowed` unless this person has the role."
         if role not in self.roles:
             what = f"{self.name} is {', '.join(self.roles) or 'without a role'}: {to} takes the role {role}"
-            raise NotAllowed(what, f"workbench people roles {self.name} {role}, by an admin")
+            roles = " ".join(f"--role {one}" for one in (*self.roles, role))
+            raise NotAllowed(what, f"workbench people roles {self.name} {roles}, by an admin")
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.roles)})"
