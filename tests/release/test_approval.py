@@ -150,6 +150,12 @@ def test_one_rejection_ends_it(shelf: Shelf, asked: Request, team, bundles, evid
     assert ask(shelf, bundles[0], evidence).id == asked.id + 1  # ask again, anew
 
 
+def test_a_refused_rejection_is_told_as_a_refused_approval_is(shelf: Shelf, asked: Request, team) -> None:
+    with pytest.raises(NotAllowed, match="asked for it"):
+        reject(asked.id, "not now", by=team["ada"], ledger=shelf.ledger)
+    assert told(shelf.ledger)[-1] == ("ada", "refuse") and get(asked.id, shelf.ledger).votes == ()
+
+
 def test_the_same_question_is_asked_once(shelf: Shelf, asked: Request, bundles, evidence) -> None:
     approve_first = ask(shelf, bundles[0], evidence)
     assert approve_first.id == asked.id and len(requests(shelf.ledger)) == 1

@@ -285,7 +285,9 @@ def _as_judged(shelf: Shelf, request: Request, by: Person) -> tuple[Bundle, Verd
 def reject(request: int, why: str, *, by: Person | None = None, ledger: Ledger | None = None) -> Request:
     "Answer a request with no: it is over."
     book = ledger or Ledger()
-    return vote(request, "reject", why, by or me(book), book)
+    by, found = by or me(book), get(request, book)
+    with _refusals_told(book, by, found.ref, found.alias):
+        return vote(request, "reject", why, by, book)
 
 
 # %% ../../notebooks/60_release/30_registry.ipynb #last-verdict
