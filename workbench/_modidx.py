@@ -8922,6 +8922,10 @@ d = {
                 "60_release/registry.html#status._repr_html_",
                 "workbench/release/registry.py",
             ),
+            "workbench.release.registry.Status.listed": (
+                "60_release/registry.html#status.listed",
+                "workbench/release/registry.py",
+            ),
             "workbench.release.registry._as_judged": (
                 "60_release/registry.html#_as_judged",
                 "workbench/release/registry.py",

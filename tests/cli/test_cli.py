@@ -222,7 +222,8 @@ def test_stdout_is_the_answer_and_nothing_else(
     done = workbench("check", str(delays), "--contract", "toy:CONTRACT", "--json")
     assert json.loads(done.stdout)["rows"] == 400 and "check delays" in done.stderr
     assert json.loads(workbench("models", "--json").stdout)[0]["aliases"] == {"champion": 2}
-    assert "champion" in workbench("models", "delays").stdout
+    told = workbench("models", "delays").stdout
+    assert "champion is 2" in told and {"delays/1", "delays/2"} <= set(told.split())
     done = workbench("runs", "--limit", "0", "--json")
     assert json.loads(done.stderr)["exit_code"] == done.returncode == 2
 

@@ -286,7 +286,7 @@ def models(
     if not found and not as_json:
         print("no models yet; fit one and keep it with .bundle()")
         return
-    _emit(found, as_json)
+    _emit(found if as_json or not name else found[0].listed(), as_json)
 
 
 def _verdict(bundle: Any, feed: str, where: str, baseline: str, rate: float | None, waive: list[str]) -> Any:

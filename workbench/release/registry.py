@@ -390,6 +390,19 @@ class Status:
 
     __repr__ = __str__
 
+    def listed(self) -> str:
+        "The same with a line a version and a line a move, newest first."
+        lines = [str(self)]
+        lines += [
+            f"  {one['version']:<16} {one['added']}  {one['size']:>10}  {one['aliases']}".rstrip()
+            for one in self.versions
+        ]
+        for move in self.changes[::-1]:
+            was = f", was {move['previous']}" if move["previous"] else ""
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(move["at"]))
+            lines.append(f"  {at}  {move['user']}  {move['alias']} is {move['version']}{was}: {move['why']}")
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         names = ("alias", "version", "previous", "why", "user", "run")
         moves = [{name: change[name] for name in names} for change in self.changes[::-1][:10]]
