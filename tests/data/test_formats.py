@@ -31,6 +31,7 @@ from workbench.data.ipc import write_ipc
 from workbench.data.jsonl import JsonlSource, write_jsonl
 from workbench.data.manifest import content_id, manifest_of
 from workbench.data.parquet import ParquetSource, write_parquet
+from workbench.data.rule import Rule
 from workbench.data.source import format_of, open_source, sources
 from workbench.data.sql import Sql
 from workbench.data.where import comparisons
@@ -593,10 +594,22 @@ def test_feeds_join_and_add_up(project: Path, ledger: Ledger) -> None:
     assert sum(mask.sum() for _, _, mask in both.pieces()) == 500
     with pytest.raises(BadInput, match="without a key"):
         rows.join(weather).rows()
-    with pytest.raises(BadFeed, match="do the keys|no column|kind"):
-        rows.join(weather, on="k").rows()
+    with pytest.raises(BadInput, match="rows has no column 'k' to join on"):
+        rows.join(weather, on="k")
     with pytest.raises(BadInput, match="how='outer'"):
         rows.join(weather, on="s", how="outer")
+
+
+def test_a_column_that_both_have_is_there_twice(project: Path, ledger: Ledger) -> None:
+    columns = {"k": Column("int"), "x": Column("float")}
+    positive = Rule("positive", "x > 0", "x is not positive")
+    write_parquet(project / "one.parquet", pl.DataFrame({"k": [1, 2], "x": [-1.0, -2.0]}))
+    write_parquet(project / "two.parquet", pl.DataFrame({"k": [2, 1], "x": [20.0, 10.0]}))
+    one = Feed("one.parquet", Contract("one", columns))
+    two = Feed("two.parquet", Contract("two", columns, (positive,)))
+    both = one.join(two, on="k", how="inner").rows()  # the rule of the other is not asked of one's own x
+    assert both.rows() == [(1, -1.0, 10.0), (2, -2.0, 20.0)] and both.columns == ["k", "x", "x_right"]
+    assert one.join(two, on="k", how="semi").rows().columns == ["k", "x"]
 
 
 def test_an_asof_join_takes_the_newest_that_is_not_later(project: Path, ledger: Ledger) -> None:

@@ -126,12 +126,18 @@ def joined(
 
 # %% ../../notebooks/20_data/18_lazy.ipynb #merged
 def merged(left: Contract, right: Contract, keys: Sequence[str], how: str) -> Contract:
-    "The contract of joined rows: columns of both; where a row may lack its other half, those may be missing."
+    "Contract of joined rows: columns of both, the other's of one name as `NAME_right`; without its other half a row lacks them."
+    for key in filter(None, keys):
+        for side in (left, right):
+            if key not in side.columns:
+                raise BadInput(f"{side.name} has no column '{key}' to join on", near(key, list(side.columns)))
     loose = how in ("left", "full")
     more = {
-        name: replace(column, nullable=column.nullable or (loose and column.dtype != "image"))
+        name if name not in left.columns else f"{name}_right": replace(
+            column, nullable=column.nullable or (loose and column.dtype != "image")
+        )
         for name, column in right.columns.items()
-        if name not in keys and name not in left.columns
+        if name not in keys
     }
     if how in ("semi", "anti"):
         more = {}
@@ -144,7 +150,7 @@ def merged(left: Contract, right: Contract, keys: Sequence[str], how: str) -> Co
     rules = left.rules if how != "full" else ()
     if how == "inner":
         rules += tuple(
-            rule for rule in right.rules if rule.name not in names and set(roots(rule.sql)) <= {*own, *more}
+            rule for rule in right.rules if rule.name not in names and set(roots(rule.sql)) <= {*keys, *more}
         )
     budget = max(left.error_budget, right.error_budget)
     return Contract(f"{left.name} + {right.name}", {**own, **more}, rules, budget)
