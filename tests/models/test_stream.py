@@ -197,6 +197,9 @@ def test_a_bundle_gives_the_same_scores_in_little_memory(ledger: Ledger) -> None
     assert np.array_equal(loaded.predictor()(columns), model.predictor()(columns))
     with pytest.raises(BadInput, match="two layers"):
         workbench.load("delays/1", ledger, max_memory="1kB").predictor()
+    for wrong in ("lots", -1, 0, float("nan")):
+        with pytest.raises(BadInput, match="memory"):
+            workbench.load("delays/1", ledger, max_memory=wrong)
     assert not any(weights_may_learn(loaded)) and not any(weights_may_learn(model))
     weights = model.path / "weights.safetensors"
     weights.write_bytes(bytes(reversed(weights.read_bytes())))

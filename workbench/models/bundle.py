@@ -131,7 +131,10 @@ class Bundle:
         "The same with so much memory for its weights: a net is then read layer by layer; `BadInput` for what is none."
         listed = self.meta["files"]
         size_mb = sum(listed[name]["size"] for name in files.weight_names(listed)) / 1e6
-        if self.framework != "torch" and size_mb > megabytes(max_memory):
+        limit = megabytes(max_memory)
+        if not limit > 0:  # NaN is not either
+            raise BadInput(f"max_memory is {max_memory!r}", "write 500MB or 4GB, or a number of bytes")
+        if self.framework != "torch" and size_mb > limit:
             what = (
                 f"{self.ref} ({self.framework}) has {size_mb:.4g} MB of weights, max_memory is {max_memory!r}"
             )
