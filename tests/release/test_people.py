@@ -144,3 +144,9 @@ def test_who_lacks_a_role_is_told_the_command_that_adds_it(people: People, ada: 
     with pytest.raises(NotAllowed, match="takes the role approver") as caught:
         people.get("bob").must("approver", "answering")
     assert "people roles bob --role author --role approver," in caught.value.hint
+
+
+def test_the_audit_shows_which_roles_somebody_was_given(people: People, ada: Person) -> None:
+    people.add("bob", ["author"], ada)
+    line = str(entries(people.ledger)[-1])
+    assert line.endswith('ada  person bob: roles ["author"], what "added"')

@@ -51,8 +51,11 @@ class Entry:
     hash: str  # sha256 of all of the above
 
     def __str__(self) -> str:
-        why = f": {self.detail['why']}" if self.detail.get("why") else ""
-        return f"{self.seq:>5}  {self.at}  {self.actor}  {self.action} {self.subject}{why}"
+        told = {name: value for name, value in self.detail.items() if value not in ("", [], None)}
+        what = told.get("why") or ", ".join(
+            f"{name} {json.dumps(told[name], ensure_ascii=False)}" for name in told
+        )
+        return f"{self.seq:>5}  {self.at}  {self.actor}  {self.action} {self.subject}{f': {what}' if what else ''}"
 
     __repr__ = __str__
 
