@@ -647,3 +647,11 @@ def test_accepted_rows_are_a_lazy_plan(
     large = Feed("rows.parquet", CONTRACT)
     assert large.check(ledger).accepted == 499 and large._accepted is None
     assert large.rows().equals(feed.rows()) and large.lazy().collect().equals(feed.rows())
+
+
+def test_the_text_of_a_report_says_of_how_many_rows_it_shows_columns(project: Path, ledger: Ledger) -> None:
+    write_csv(project / "many.csv", pl.DataFrame({"k": range(4_000)}))
+    report = Feed("many.csv", Contract("many", {"k": Column("int")})).check()
+    drawn = report.columns[0]["sampled"]
+    assert (f"columns as {drawn:,} of the accepted rows" in report.text()) == (drawn < 4_000)
+    assert drawn < 4_000  # a CSV does not say how many rows it has

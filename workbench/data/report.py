@@ -209,6 +209,8 @@ class Report:
             )
         for rule in self.rules:
             lines.append(f"  {rule['rows']:>9,} rows  {rule['why']}; {html.printable(rule['sample'])}")
+        if self.columns and (drawn := self.columns[0]["sampled"]) < self.accepted:
+            lines.append(f"  columns as {drawn:,} of the accepted rows show them:")
         wide = max((len(row["column"]) for row in self.columns), default=0)
         for row in self.columns:
             missing = f", {row['missing']:.1%} missing" if row["missing"] else ""
