@@ -469,5 +469,5 @@ def test_rows_are_not_looked_for_where_none_is_asked_again_until_some_are() -> N
     assert looked((n,) for n in range(LOOKS)) == LOOKS and not repeats.worth
     once = looked((n, "new") for n in range(20_000))
     assert 0.8 * 20_000 / SAMPLE < once < 1.2 * 20_000 / SAMPLE
-    looked(row for n in range(20_000) for row in ((n, "cold"), ("hot",)))  # its turn comes
+    looked(row for n in range(8 * SAMPLE * LOOKS) for row in ((n, "cold"), ("hot",)))  # its turn comes
     assert repeats.worth and looked([("hot",)] * 500) == 500
