@@ -7732,7 +7732,6 @@ d = {
                 "workbench/models/runner.py",
             ),
             "workbench.models.runner._fault": ("30_models/runner.html#_fault", "workbench/models/runner.py"),
-            "workbench.models.runner._row": ("30_models/runner.html#_row", "workbench/models/runner.py"),
             "workbench.models.runner.check": ("30_models/runner.html#check", "workbench/models/runner.py"),
             "workbench.models.runner.main": ("30_models/runner.html#main", "workbench/models/runner.py"),
         },

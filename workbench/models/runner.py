@@ -47,9 +47,7 @@ def _fault(column: dict[str, Any], value: Any) -> str:
 # %% ../../notebooks/30_models/50_runner.ipynb #rules
 def check(meta: dict[str, Any], row: Any, index: int = 0) -> None:
     "Raise `Refused` unless the contract in edge.json takes this row, whatever came from outside."
-    if not isinstance(row, dict):
-        raise Refused(f"row {index}: no object; give one row as names and values")
-    if odd := sorted(set(row) ^ set(meta["columns"])):
+    if odd := sorted(set(row) ^ set(meta["columns"])) if isinstance(row, dict) else ["an object"]:
         raise Refused(f"row {index}: '{odd[0]}' is missing, or not a column")
     for name, column in meta["columns"].items():
         if fault := _fault(column, row[name]):
@@ -96,24 +94,14 @@ class Runner:
 
 
 # %% ../../notebooks/30_models/50_runner.ipynb #main
-def _row(text: str, index: int) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        said = f"row {index}: {text.strip()[:60]!r} is no JSON ({error})"
-        raise Refused(said + """; give a row as '{"name": value, ...}', or one a line on stdin""") from None
-
-
 def main(source: str, texts: list[str] | TextIO) -> int:
     "Answer rows given as JSON texts, one answer a line; the exit code is 2 when one is refused."
     try:
         runner = Runner(source)
-        for index, text in enumerate(filter(str.strip, texts)):
-            row = _row(text, index)
-            check(runner.meta, row, index)
-            score = float(runner.scores({name: [row[name]] for name in runner.meta["inputs"]})[0])
+        for text in filter(str.strip, texts):
+            score = float(runner.predict([json.loads(text)])[0])
             print(json.dumps({"prediction": score, "model": runner.meta["ref"]}), flush=True)
-    except Refused as error:
+    except (Refused, json.JSONDecodeError) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     return 0
