@@ -80,7 +80,7 @@ def test_ada_asks_bob_approves_and_the_audit_tells(judged: None, ledger: Ledger)
     over = workbench("reject", str(asked["id"]), "-m", "too late", token=bob, code=6)
     assert "is promoted" in over["error"]
     told = workbench("audit", "show", "delays/1")
-    assert [entry["action"] for entry in told] == ["request", "refuse", "approve", "promote"]
+    assert [entry["action"] for entry in told] == ["request", "refuse", "approve", "promote", "refuse"]
     head = workbench("audit", "verify")["head"]
     path = ledger.store.root / "audit.jsonl"
     path.write_text(path.read_text().replace("slices hold", "who cares"))
