@@ -411,14 +411,13 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     try:
         module = importlib.import_module(f"workbench.{_HOME[name]}")
-        value = module if name in _ROOMS else getattr(module, name)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _EXTRA:
             raise
         hint = f"pip install 'workbench[{_EXTRA[library]}]'"
         raise _MissingExtra(f"workbench.{name} needs '{library}', which is not installed", hint) from None
-    return globals().setdefault(name, value)
+    return globals().setdefault(name, module if name in _ROOMS else getattr(module, name))
 
 
 def __dir__() -> list[str]:

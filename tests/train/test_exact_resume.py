@@ -106,9 +106,12 @@ def test_a_checkpoint_killed_while_it_is_written_is_never_chosen(tmp_path: Path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], (
         "unfinished ones are removed"
     )
-    assert len(steps(tmp_path)) <= 4, (
-        "three, and one that was whole when its writer died before it took the oldest away"
-    )
+    checkpoints = Checkpoints(
+        tmp_path, attempt="last"
+    )  # a writer that died may have left one to be taken away
+    checkpoints.save(found.step + 1, {"w": torch.zeros(1)}, {}, {"step": found.step + 1}, {})
+    checkpoints.wait()
+    assert len(steps(tmp_path)) <= 3
 
 
 @pytest.mark.parametrize("spoil", ["flip", "truncate", "remove", "json", "format"])
